@@ -1,0 +1,80 @@
+"""Every error the factory raises, named for what the caller should do next.
+
+One question decides retries: is it an `InfraError`? Then nothing the ticket did caused it and no attempt is burnt.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+
+class FactoryError(Exception):
+    """Base of all. `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class ConfigError(FactoryError):
+    """The user has to change a setting, an argument or a file. Nothing was started."""
+
+    exit_code = 2
+
+
+class InfraError(FactoryError):
+    """The machine, the network or a provider failed, not the ticket: wait or repair, then run again."""
+
+    exit_code = 3
+
+
+class RateLimited(InfraError):
+    """The provider asks to wait. `reset_at` is the time (aware, UTC) it named, or None when it named none."""
+
+    def __init__(self, message: str, reset_at: datetime | None = None) -> None:
+        super().__init__(message)
+        self.reset_at = reset_at
+
+
+class AuthFailed(InfraError):
+    """The credentials are missing, wrong or revoked: a person has to mend them."""
+
+
+class QuotaExhausted(InfraError):
+    """The money or the plan is used up: waiting does not help, a person has to act."""
+
+
+class CapacityUnavailable(InfraError):
+    """The provider is up but has no room (overloaded, 503, 529)."""
+
+
+class Unreachable(InfraError):
+    """No connection, a time-out, a 5xx, or a stream that was cut."""
+
+
+class ProviderFault(InfraError):
+    """The endpoint answers, but not in its own protocol (garbage, an empty body, a wrong content type)."""
+
+
+class SandboxUnavailable(InfraError):
+    """Commands cannot be isolated on this machine, and `sandbox: none` was not chosen by hand."""
+
+
+class DiskFull(InfraError):
+    """No space is left where the factory writes."""
+
+
+class WorkFailed(FactoryError):
+    """The work itself failed. This burns one attempt."""
+
+
+class InvalidOutput(WorkFailed):
+    """A model answered in a form that cannot be used."""
+
+
+class TestsFailed(WorkFailed):
+    """The repository's tests cannot be used as evidence (they hang, flood the disk, or do not start)."""
+
+    __test__ = False
+
+
+class LimitReached(WorkFailed):
+    """A bound on rounds, steps, tokens, time or money was hit."""

@@ -1,0 +1,236 @@
+"""The story in nouns: Ticket -> Brief -> Plan -> [Change | TestChange | Finding] -> Evidence -> Review -> Verdict ->
+PullRequest -> Outcome. Frozen values; a noun that an adapter produces is defined beside it and re-exported here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from infra.boards import Comment, Ticket
+from infra.llm import Completion, Frozen, Message, ModelRequest, Tier, Usage
+from infra.pull_requests import PullRequest
+
+__all__ = [
+    "Brief", "Change", "CodeExcerpt", "Comment", "Completion", "Decision", "Ending", "Evidence", "Finding", "Frozen",
+    "Message", "ModelRequest", "Outcome", "Plan", "Policy", "PullRequest", "Repository", "Review", "TestChange",
+    "TestOutcome", "TestReport", "Ticket", "Tier", "Usage", "Verdict", "WorkUnit",
+]  # fmt: skip
+
+Severity = Literal["critical", "high", "medium", "low"]
+TestOutcome = Literal["passed", "failed", "skipped"]
+Decision = Literal["ACCEPT", "REVISE", "REJECT"]
+Ending = Literal["done", "unchanged", "invalid", "truncated", "stuck", "limit", "declined"]
+"""How a coder ended: `done` with a change, `unchanged` text, `invalid` form, answer cut off (`truncated`), the same
+step again and again (`stuck`), a bound hit (`limit`), or the model said it cannot (`declined`)."""
+
+
+class Policy(Frozen):
+    """What a repository allows and how it is tested: front matter of its WORKFLOW.md, else detected.
+
+    `setup` and `test` are shell commands run in the sandbox in the root of a checkout. `test_runner` says how to read
+    the results. `network` opens the network for `setup` only. `protected_paths` are glob patterns no diff may touch.
+    """
+
+    setup: str | None = None
+    test: str | None = None
+    test_runner: Literal["pytest", "node", "exit-code"] | None = None
+    network: bool = False
+    timeout_seconds: float = Field(default=300, gt=0)
+    protected_paths: tuple[str, ...] = (".git*", ".git*/**", ".github/**", ".darkfactory/**")
+
+
+class Repository(Frozen):
+    """The repository of one run, pinned: everything is judged against `base_sha` of the factory's own mirror."""
+
+    name: str
+    mirror: str
+    remote: str
+    base_branch: str
+    base_sha: str
+
+
+class CodeExcerpt(Frozen):
+    """A piece of one file that matters for the ticket. Lines are 1-based and inclusive."""
+
+    path: str
+    start_line: int
+    end_line: int
+    text: str
+    reason: str = ""
+
+
+class TestReport(Frozen):
+    """One run of a test command. `tests` maps test id to outcome; for runner `exit-code` it holds the one id `suite`."""
+
+    __test__ = False
+
+    command: str
+    exit_code: int
+    tests: dict[str, TestOutcome] = {}
+    seconds: float = 0.0
+    timed_out: bool = False
+    output: str = ""
+    """Trimmed tail for people and prompts; never the whole output."""
+    error: str | None = None
+    """Why the run says nothing about the code (did not start, timed out, flooded the output), else None."""
+
+    def ids(self, outcome: TestOutcome) -> set[str]:
+        return {name for name, result in self.tests.items() if result == outcome}
+
+
+class Brief(Frozen):
+    """Everything a role may know about the ticket before work starts. `prefix` is the text all prompts begin with."""
+
+    ticket: Ticket
+    repository: Repository
+    policy: Policy
+    rules: str = ""
+    excerpts: tuple[CodeExcerpt, ...] = ()
+    memories: tuple[str, ...] = ()
+    baseline: TestReport
+    ticket_checks: str = ""
+    """A test file taken word for word from the ticket's own examples, or empty."""
+    prefix: str = ""
+
+
+class WorkUnit(Frozen):
+    """A part of the plan that one coder can do alone. `files` are repository paths and are the locks of the unit."""
+
+    id: str
+    title: str
+    description: str = ""
+    files: tuple[str, ...] = ()
+    depends_on: tuple[str, ...] = ()
+
+
+class Plan(Frozen):
+    """The architect's plan; every later role works from it. `effort` is 1 (trivial) to 5 (large)."""
+
+    summary: str
+    effort: int = Field(ge=1, le=5)
+    risk: Literal["low", "medium", "high"] = "low"
+    components: tuple[str, ...] = ()
+    data_models: tuple[str, ...] = ()
+    api_surface: tuple[str, ...] = ()
+    file_layout: tuple[str, ...] = ()
+    edge_cases: tuple[str, ...] = ()
+    acceptance: tuple[str, ...] = ()
+    units: tuple[WorkUnit, ...]
+    usage: Usage = Usage()
+
+
+class Change(Frozen):
+    """What one coder made of one unit. `files` maps repository path to the whole new text, or None for deleted."""
+
+    unit: str
+    candidate: int
+    round: int
+    ending: Ending
+    files: dict[str, str | None] = {}
+    explanation: str = ""
+    samples: int = 0
+    usage: Usage = Usage()
+
+
+class TestChange(Frozen):
+    """New tests by one tester. `red` are the new tests that fail on the base commit: only those can be evidence."""
+
+    __test__ = False
+
+    tester: int
+    files: dict[str, str] = {}
+    red: tuple[str, ...] = ()
+    report: TestReport | None = None
+    ending: Ending = "done"
+    usage: Usage = Usage()
+
+
+class Finding(Frozen):
+    """Something a tool or a reviewer points at. Only tool findings that are `new` (absent on base) are evidence."""
+
+    source: str
+    severity: Severity
+    message: str
+    path: str = ""
+    line: int = 0
+    rule: str = ""
+    new: bool = True
+
+
+class Evidence(Frozen):
+    """Facts about one candidate commit, all measured by the runner in a fresh checkout. No opinions."""
+
+    head_sha: str
+    diff: str
+    files: tuple[str, ...]
+    lines_added: int
+    lines_removed: int
+    before: TestReport
+    after: TestReport
+    new_tests_before: TestReport | None = None
+    new_tests_after: TestReport | None = None
+    fixed: tuple[str, ...] = ()
+    """Tests that fail on base and pass on the change, existing or new."""
+    broken: tuple[str, ...] = ()
+    """Tests that pass on base and do not pass on the change."""
+    still_red: tuple[str, ...] = ()
+    """New tests that fail on base and still do not pass on the change."""
+    findings: tuple[Finding, ...] = ()
+    violations: tuple[str, ...] = ()
+    """Rules the diff breaks (protected path, too large, symlink, submodule, tests removed), one sentence each."""
+    seconds: float = 0.0
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Why this evidence forbids ACCEPT, one sentence each; empty when nothing does. The judge's hard rule."""
+        reasons = [*self.violations]
+        if not self.files:
+            reasons.append("The change is empty.")
+        if self.after.error:
+            reasons.append(f"The tests could not be run on the change: {self.after.error}")
+        if self.broken:
+            reasons.append(
+                f"{len(self.broken)} test(s) that passed before fail now: {', '.join(self.broken[:5])}"
+            )
+        if not self.fixed:
+            reasons.append("No test fails before the change and passes after it.")
+        for finding in self.findings:
+            if finding.new and finding.severity in ("critical", "high"):
+                reasons.append(
+                    f"New {finding.severity} finding by {finding.source}: {finding.message} ({finding.path}:{finding.line})"
+                )
+        return tuple(reasons)
+
+
+class Review(Frozen):
+    """The reviewer's opinion of one candidate. Advice with a small model; may turn ACCEPT into REVISE with a capable one."""
+
+    summary: str = ""
+    findings: tuple[Finding, ...] = ()
+    usage: Usage = Usage()
+
+
+class Verdict(Frozen):
+    """The judge's decision. `advice` is the model's own opinion, kept apart from the rule that decided."""
+
+    decision: Decision
+    reasons: tuple[str, ...]
+    must_fix: tuple[str, ...] = ()
+    advice: str = ""
+    decided_by: Literal["evidence", "model"] = "evidence"
+    usage: Usage = Usage()
+
+
+class Outcome(Frozen):
+    """How a run of `work_ticket` ended; what `darkfactory run --json` prints."""
+
+    ticket: str
+    decision: Decision
+    reasons: tuple[str, ...]
+    pull_request: PullRequest | None = None
+    evidence: Evidence | None = None
+    rounds: int = 0
+    usage: Usage = Usage()
+    seconds: float = 0.0
