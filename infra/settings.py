@@ -113,12 +113,9 @@ def load_settings(**overrides: Any) -> Settings:
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        lines = [
-            f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e.get('input')!r:.80})" for e in error.errors()
-        ]
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e.get('input')!r:.80})" for e in error.errors()]
         raise ConfigError(
-            "settings are not valid; correct these in factory.yaml or the environment:\n  "
-            + "\n  ".join(lines)
+            "settings are not valid; correct these in factory.yaml or the environment:\n  " + "\n  ".join(lines)
         ) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{config_path()} is not valid YAML: {error}") from None

@@ -191,9 +191,7 @@ class Evidence(Frozen):
         if self.after.error:
             reasons.append(f"The tests could not be run on the change: {self.after.error}")
         if self.broken:
-            reasons.append(
-                f"{len(self.broken)} test(s) that passed before fail now: {', '.join(self.broken[:5])}"
-            )
+            reasons.append(f"{len(self.broken)} test(s) that passed before fail now: {', '.join(self.broken[:5])}")
         if not self.fixed:
             reasons.append("No test fails before the change and passes after it.")
         for finding in self.findings:

@@ -98,9 +98,7 @@ class ModelClient(Protocol):
     tier: Tier
     context_tokens: int
 
-    async def complete(
-        self, request: ModelRequest, on_text: Callable[[str], None] | None = None
-    ) -> Completion:
+    async def complete(self, request: ModelRequest, on_text: Callable[[str], None] | None = None) -> Completion:
         """Ask once. Streams; `on_text` gets each piece as it arrives.
 
         Raises RateLimited, AuthFailed, QuotaExhausted, CapacityUnavailable, Unreachable, ProviderFault,
