@@ -9,13 +9,14 @@ from typing import Literal
 from pydantic import Field
 
 from infra.boards import Comment, Ticket
+from infra.errors import FactoryError
 from infra.llm import Completion, Frozen, Message, ModelRequest, Tier, Usage
 from infra.pull_requests import PullRequest
 
 __all__ = [
-    "Brief", "Change", "CodeExcerpt", "Comment", "Completion", "Decision", "Ending", "Evidence", "Finding", "Frozen",
-    "Message", "ModelRequest", "Outcome", "Plan", "Policy", "PullRequest", "Repository", "Review", "TestChange",
-    "TestOutcome", "TestReport", "Ticket", "Tier", "Usage", "Verdict", "WorkUnit",
+    "Audit", "Brief", "Candidate", "Change", "CodeExcerpt", "Comment", "Completion", "Decision", "Ending", "Evidence", "FactoryError", "Finding", "Frozen",
+    "Job", "Message", "ModelRequest", "Outcome", "Plan", "Policy", "PullRequest", "Repository", "Review", "TestChange",
+    "TestOutcome", "TestReport", "Threat", "Ticket", "Tier", "Usage", "Verdict", "WorkUnit",
 ]  # fmt: skip
 
 Severity = Literal["critical", "high", "medium", "low"]
@@ -80,21 +81,6 @@ class TestReport(Frozen):
         return {name for name, result in self.tests.items() if result == outcome}
 
 
-class Brief(Frozen):
-    """Everything a role may know about the ticket before work starts. `prefix` is the text all prompts begin with."""
-
-    ticket: Ticket
-    repository: Repository
-    policy: Policy
-    rules: str = ""
-    excerpts: tuple[CodeExcerpt, ...] = ()
-    memories: tuple[str, ...] = ()
-    baseline: TestReport
-    ticket_checks: str = ""
-    """A test file taken word for word from the ticket's own examples, or empty."""
-    prefix: str = ""
-
-
 class WorkUnit(Frozen):
     """A part of the plan that one coder can do alone. `files` are repository paths and are the locks of the unit."""
 
@@ -131,6 +117,8 @@ class Change(Frozen):
     files: dict[str, str | None] = {}
     explanation: str = ""
     samples: int = 0
+    passed: bool = False
+    """The coder's own trial run was green. A hint for choosing; never evidence."""
     usage: Usage = Usage()
 
 
@@ -145,6 +133,25 @@ class TestChange(Frozen):
     report: TestReport | None = None
     ending: Ending = "done"
     usage: Usage = Usage()
+
+
+class Brief(Frozen):
+    """Everything a role may know about the ticket before work starts. `prefix` is the text all prompts begin with."""
+
+    ticket: Ticket
+    repository: Repository
+    policy: Policy
+    rules: str = ""
+    excerpts: tuple[CodeExcerpt, ...] = ()
+    suspects: tuple[str, ...] = ()
+    """Qualified names of the functions most tied to the ticket, likeliest first."""
+    memories: tuple[str, ...] = ()
+    baseline: TestReport
+    ticket_tests: TestChange | None = None
+    """Tests taken word for word from the ticket's own examples (tester 0), or None when it has none."""
+    nonce: str = ""
+    """Marks text from outside in every prompt of this ticket."""
+    prefix: str = ""
 
 
 class Finding(Frozen):
@@ -202,6 +209,33 @@ class Evidence(Frozen):
         return tuple(reasons)
 
 
+class Threat(Frozen):
+    """One row of the auditor's STRIDE table. `vector` says where hostile input enters."""
+
+    category: Literal["spoofing", "tampering", "repudiation", "information-disclosure", "denial-of-service", "elevation"]
+    vector: str
+    threat: str
+    severity: Severity = "low"
+
+
+class Audit(Frozen):
+    """A security auditor's opinion of the plan. Tool findings on the diff are part of `Evidence`, not of this."""
+
+    auditor: int
+    threats: tuple[Threat, ...] = ()
+    usage: Usage = Usage()
+
+
+class Candidate(Frozen):
+    """One commit made of the chosen changes and the new tests. `conflicts` name files where two units disagreed."""
+
+    number: int
+    head_sha: str
+    changes: tuple[Change, ...]
+    tests: tuple[TestChange, ...] = ()
+    conflicts: tuple[str, ...] = ()
+
+
 class Review(Frozen):
     """The reviewer's opinion of one candidate. Advice with a small model; may turn ACCEPT into REVISE with a capable one."""
 
@@ -221,6 +255,27 @@ class Verdict(Frozen):
     usage: Usage = Usage()
 
 
+class Job(Frozen):
+    """A ticket taken in for work: what intake found and the attempt it opened."""
+
+    ticket: Ticket
+    repository: Repository
+    attempt_id: int
+    attempt: int
+    model: str
+    tier: Tier
+    context_tokens: int
+    max_rounds: int
+    max_samples: int
+    seed: int
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def thought(self) -> str:
+        """What must be thought anew when it changes: ticket, base, attempt and seed. Part of every cache key."""
+        return f"{self.ticket.revision}:{self.repository.base_sha}:{self.attempt}:{self.seed}"
+
+
 class Outcome(Frozen):
     """How a run of `work_ticket` ended; what `darkfactory run --json` prints."""
 
@@ -232,3 +287,4 @@ class Outcome(Frozen):
     rounds: int = 0
     usage: Usage = Usage()
     seconds: float = 0.0
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,35 @@
+# Every target does its own set-up in .venv; see infra/setup/bootstrap.sh.
+.PHONY: help demo up test check test-live setup setup-dev
+bin := .venv/bin
+workers ?= 2
+
+help:
+	@echo "make demo       solve one real ticket with the local model (downloads about 1.1 GB once)"
+	@echo "make test       all checks and tests, without a model"
+	@echo "make check      only the static checks"
+	@echo "make test-live  the tests that need the real local model"
+	@echo "make up         Prefect server with UI, worker and deployments, until Ctrl-C"
+
+demo: setup
+	@$(bin)/darkfactory demo $(ARGS)
+
+up: setup
+	@$(bin)/darkfactory up $(ARGS)
+
+check: setup-dev
+	$(bin)/ruff format --check .
+	$(bin)/ruff check .
+	$(bin)/mypy
+	$(bin)/lint-imports
+
+test: check
+	$(bin)/pytest -n $(workers) --dist loadfile -m "not live" $(ARGS)
+
+test-live: setup-dev
+	$(bin)/pytest -m live $(ARGS)
+
+setup:
+	@infra/setup/bootstrap.sh run
+
+setup-dev:
+	@infra/setup/bootstrap.sh dev

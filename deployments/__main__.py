@@ -1,0 +1,246 @@
+"""The command `darkfactory`. Exit codes: 0 accepted, 1 rejected or out of rounds, 2 bad usage or configuration,
+3 infrastructure (nothing burnt, run again), 130 interrupted. With `--json` one JSON object is all of stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+from typer._click.exceptions import ClickException
+
+from infra.errors import ConfigError, FactoryError, InfraError
+from infra.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from tasks.models import Outcome
+
+INTERRUPTED = 130
+HELP = """An autonomous software factory: tickets in, reviewed and tested pull requests out.
+
+Exit codes: 0 accepted, 1 rejected or out of rounds, 2 bad usage or configuration, 3 infrastructure (nothing burnt)."""
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=HELP
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also print progress lines and Prefect's own log.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the model's samples; another seed gives other answers.")]
+
+
+@app.command()
+def demo(
+    fresh: Annotated[bool, typer.Option(help="Start over with a new copy of ticket and repository.")] = False,
+    seed: Seed = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Solve one real ticket in a real repository with the configured model. Nothing is scripted: this is `run`."""
+    from deployments.demonstration import prepare_demo
+
+    settings = _settings(seed=seed)
+    prepared = prepare_demo(settings.root, fresh)
+    settings = _settings(board=prepared.board)
+    _say(f"demo: ticket {prepared.board / prepared.ticket}.md in repository {prepared.repository}")
+    return _run(settings, prepared.ticket, str(prepared.repository), as_json, verbose, show_change=True)
+
+
+@app.command()
+def run(
+    ticket: Annotated[str, typer.Argument(help="A key on the board, or the path of a .md file.")],
+    repo: Annotated[str | None, typer.Option(help="A git repository, or a name in factory.yaml.")] = None,
+    seed: Seed = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Work on a ticket until there is a pull request or a reason why not. Run it again to resume a stopped run.
+
+    The JSON object is tasks.models.Outcome, or {"error": {"class", "message", "exit_code"}}.
+    """
+    settings = _settings(seed=seed)
+    if ticket.endswith(".md"):
+        path = Path(ticket).expanduser().absolute()
+        if not path.is_file():
+            raise ConfigError(f"there is no ticket file {ticket!r}; correct the path or give a key of the board")
+        settings, ticket = _settings(board=path.parent), path.stem
+    return _run(settings, ticket, repo, as_json, verbose)
+
+
+@app.command()
+def status(
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Tickets to list.")] = 50, as_json: Json = False
+) -> int:
+    """List the tickets that were worked on, latest first. The JSON object is {"tickets": [infra.ledger.TicketRow]}."""
+    from infra.ledger import open_ledger
+
+    with _reserved_stdout() as out, open_ledger(_settings()) as ledger:
+        rows = ledger.overview(limit)
+        if as_json:
+            return _print_json(out, {"tickets": [row.model_dump(mode="json") for row in rows]})
+        from deployments.tables import status_table
+
+        return _print(
+            out, status_table(rows) if rows else "No ticket was worked on yet; start with `darkfactory demo`."
+        )
+
+
+@app.command()
+def show(ticket: Annotated[str, typer.Argument(help="The ticket's key.")], as_json: Json = False) -> int:
+    """Everything that happened to one ticket. The JSON object is infra.ledger.TicketHistory."""
+    from infra.ledger import open_ledger
+
+    with _reserved_stdout() as out, open_ledger(_settings()) as ledger:
+        history = ledger.history(ticket)
+        if as_json:
+            return _print_json(out, history.model_dump(mode="json"))
+        from deployments.tables import history_view
+
+        return _print(out, history_view(history))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> int:
+    """Check what the factory needs, and say how to mend what is missing. Changes nothing, downloads nothing.
+
+    The JSON object is {"ok": bool, "checks": [{"name", "ok", "message"}], "exit_code": 0 | 2 | 3}.
+    """
+    from deployments.doctor import examine, exit_code
+
+    with _reserved_stdout() as out:
+        checks = examine(_settings())
+        code = exit_code(checks)
+        if as_json:
+            listed = [{"name": c.name, "ok": c.ok, "message": c.message} for c in checks]
+            _print_json(out, {"ok": code == 0, "checks": listed, "exit_code": code})
+            return code
+        from deployments.tables import doctor_table
+
+        _print(out, doctor_table(checks))
+        return code
+
+
+@app.command()
+def up(port: Annotated[int, typer.Option(min=1, max=65_535, help="Port of Prefect's pages.")] = 4200) -> int:
+    """Run Prefect's server with its pages, this node's worker and the deployments, until Ctrl-C."""
+    from deployments import nodes
+
+    nodes.up(_settings(), port, _say)
+    return 0
+
+
+@app.command()
+def down() -> int:
+    """End what `darkfactory up` started, also when `up` itself was killed."""
+    from deployments import nodes
+
+    if not nodes.down(_settings(), _say):
+        _say("nothing was up")
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line. The one place where errors become exit codes."""
+    given = sys.argv[1:] if arguments is None else arguments
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return int(app(given, standalone_mode=False, prog_name="darkfactory") or 0)
+    except FactoryError as error:
+        return _fail(given, type(error).__name__, str(error), error.exit_code)
+    except ClickException as error:
+        if "--json" not in given:
+            error.show()
+            return error.exit_code
+        return _fail(given, "UsageError", error.format_message(), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail(given, "Interrupted", "interrupted; run the same command again to go on", INTERRUPTED)
+    except Exception as error:  # noqa: BLE001  the last place: a bug must not look like a rejected ticket
+        traceback.print_exc()
+        return _fail(given, type(error).__name__, f"this is a bug of the factory: {error!r}", InfraError.exit_code)
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(given: list[str], kind: str, message: str, code: int) -> int:
+    if "--json" in given:
+        _print_json(sys.stdout, {"error": {"class": kind, "message": message, "exit_code": code}})
+    else:
+        _say(f"error: {message}")
+    return code
+
+
+def _settings(*, board: Path | None = None, seed: int | None = None) -> Settings:
+    """The settings with what the command line says, which every process we start sees, too."""
+    if board is not None:
+        os.environ["DARKFACTORY_BOARD"] = str(board)
+    if seed is not None:
+        os.environ["DARKFACTORY_SEED"] = str(seed)
+    return load_settings()
+
+
+def _run(
+    settings: Settings, ticket: str, repository: str | None, as_json: bool, verbose: bool, show_change: bool = False
+) -> int:
+    from deployments.running import work
+
+    with _reserved_stdout() as out:
+        outcome = work(settings, ticket, repository, verbose)
+        if as_json:
+            _print_json(out, outcome.model_dump(mode="json"))
+        else:
+            _report(out, outcome, repository or ".", show_change)
+    return 0 if outcome.decision == "ACCEPT" else 1
+
+
+def _report(out: TextIO, outcome: Outcome, repository: str, show_change: bool) -> None:
+    from deployments.screen import answer_console, show_diff, show_outcome
+
+    console = answer_console(out)
+    if show_change and outcome.evidence:
+        show_diff(console, outcome.evidence.diff)
+    show_outcome(console, outcome, repository)
+
+
+@contextmanager
+def _reserved_stdout() -> Iterator[TextIO]:
+    """Stdout for the answer alone: whatever else writes to it meanwhile, child processes too, goes to stderr."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with open(kept, "w", encoding="utf-8", closefd=False) as answer:
+            yield answer
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _print_json(out: TextIO, value: dict[str, Any]) -> int:
+    out.write(json.dumps(value) + "\n")
+    out.flush()
+    return 0
+
+
+def _print(out: TextIO, content: Any) -> int:
+    from deployments.screen import answer_console
+
+    answer_console(out).print(content)
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

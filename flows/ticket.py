@@ -1,0 +1,132 @@
+"""`work_ticket`: one ticket becomes a reviewed, tested pull request. Read this first; each line is a step in `tasks/`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from prefect import flow
+
+from tasks.coding import in_waves, write_code
+from tasks.collecting import collect
+from tasks.delivery import archive, cost_so_far
+from tasks.intake import close, give_back, take_in, write_brief
+from tasks.judging import judge
+from tasks.measuring import measure, rank
+from tasks.memory import remember
+from tasks.models import (
+    Audit,
+    Brief,
+    Candidate,
+    Change,
+    Evidence,
+    FactoryError,
+    Job,
+    Outcome,
+    Plan,
+    PullRequest,
+    TestChange,
+)
+from tasks.planning import crew, make_plan
+from tasks.publishing import publish, reject
+from tasks.review import review
+from tasks.scribe import write_up
+from tasks.security import audit
+from tasks.testing import write_tests
+
+
+@flow(name="work-ticket", flow_run_name="{ticket}", persist_result=True)
+async def work_ticket(ticket: str, repository: str | None = None) -> Outcome:
+    """Work `ticket` of the board on `repository` (a configured name, a path, or what the ticket names).
+
+    Returns how it ended, ACCEPT or REJECT. Raises ConfigError, InfraError (nothing burnt, run again) or WorkFailed.
+    """
+    started = time.monotonic()
+    job = await take_in(ticket, repository)
+    try:
+        outcome = await deliver(job, started)
+    except FactoryError as error:
+        await give_back(job, error)
+        raise
+    await close(job, outcome)
+    await remember(job, outcome)
+    return outcome
+
+
+async def deliver(job: Job, started: float) -> Outcome:
+    """Brief, plan, rounds of work until the judge decides, then the pull request or the reason why there is none."""
+    brief = await write_brief(job)
+    plan = await make_plan(job, brief)
+    tests = (brief.ticket_tests,) if brief.ticket_tests else ()
+    must_fix: tuple[str, ...] = ()
+    measured: list[tuple[Candidate, Evidence]] = []
+    audits: tuple[Audit, ...] = ()
+    for number in range(1, job.max_rounds + 1):
+        changes, tests, audits = await work(job, brief, plan, number, tests, must_fix, audits)
+        for candidate in [await collect(job, n, number, made, tests) for n, made in enumerate(changes, 1)]:
+            measured.append((candidate, await measure(job, brief, candidate, number)))
+        candidate, evidence = max(measured, key=lambda pair: rank(*pair))
+        opinion = await review(job, brief, plan, candidate, evidence, number)
+        verdict = await judge(job, brief, plan, candidate, evidence, opinion, number)
+        if verdict.decision != "REVISE":
+            break
+        must_fix = verdict.must_fix
+    usage = await cost_so_far(job)
+    await archive(job, plan, candidate, evidence, opinion, audits, verdict, usage)
+    pull_request: PullRequest | None = None
+    if verdict.decision == "ACCEPT":
+        text = await write_up(job, plan, candidate, evidence, opinion, audits, verdict, number, usage)
+        pull_request = await publish(job, candidate, text)
+    else:
+        await reject(job, verdict)
+    return Outcome(
+        ticket=job.ticket.key,
+        decision=verdict.decision,
+        reasons=verdict.reasons,
+        pull_request=pull_request,
+        evidence=evidence,
+        rounds=number,
+        usage=usage,
+        seconds=time.monotonic() - started,
+        warnings=job.warnings,
+    )
+
+
+async def work(
+    job: Job,
+    brief: Brief,
+    plan: Plan,
+    number: int,
+    tests: tuple[TestChange, ...],
+    must_fix: tuple[str, ...],
+    audits: tuple[Audit, ...],
+) -> tuple[list[tuple[Change, ...]], tuple[TestChange, ...], tuple[Audit, ...]]:
+    """One round: coders, testers and auditors at the same time. Tests and threats found once are kept for later rounds."""
+    coders, testers, auditors = crew(plan.effort, job.tier)
+    have_red = any(t.red for t in tests if t.tester > 0)
+    changes, written, found = await asyncio.gather(
+        asyncio.gather(*(code(job, brief, plan, n, number, tests, must_fix) for n in range(1, coders + 1))),
+        asyncio.gather(*(write_tests(job, brief, plan, n, number) for n in range(1, testers + 1) if not have_red)),
+        asyncio.gather(*(audit(job, brief, plan, n) for n in range(1, auditors + 1) if not audits)),
+    )
+    return list(changes), (*tests, *(t for t in written if t.red)), (*audits, *found)
+
+
+async def code(
+    job: Job,
+    brief: Brief,
+    plan: Plan,
+    candidate: int,
+    number: int,
+    tests: tuple[TestChange, ...],
+    must_fix: tuple[str, ...],
+) -> tuple[Change, ...]:
+    """One candidate: every unit of the plan, those that do not wait for each other at the same time."""
+    done: tuple[Change, ...] = ()
+    for wave in in_waves(plan.units):
+        done += tuple(
+            await asyncio.gather(
+                *(write_code(job, brief, plan, unit, candidate, number, tests, must_fix, done) for unit in wave)
+            )
+        )
+    return done

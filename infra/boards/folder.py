@@ -1,0 +1,424 @@
+"""A board in a folder: one Markdown file per ticket, `<key>.md`, with YAML front matter. People edit the same files.
+
+    ---
+    title: Add a flag
+    state: todo
+    labels: [bug, cli]
+    ---
+    What has to be done.
+
+    <!-- darkfactory:comments -->
+
+    ### darkfactory, 2026-01-31T12:00:00+00:00
+    <!-- df:outcome 0123456789abcdef -->
+    Done.
+    <!-- /df -->
+
+Only `title` is required; it may also be the first `# heading`. An absent `state` means `todo`, because people write these
+files by hand. Comments stand below the first section line; whatever is not a block written by the factory is a person's.
+The number beside a marker signs ticket and marker with a key in `<board>/.darkfactory/`: text that was pasted into a
+ticket cannot pass for a comment of the factory.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hmac
+import logging
+import os
+import re
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import yaml
+
+from infra.boards import Comment, Ticket
+from infra.errors import ConfigError
+from infra.files import write_atomically
+from infra.settings import Settings
+
+AUTHOR = "darkfactory"
+DEFAULT_STATE = "todo"
+LARGEST_BYTES = 1_000_000
+_LARGEST_FRONT_MATTER = 64_000
+_LONGEST_KEY = 150
+_SECTION = "<!-- darkfactory:comments -->"
+_END = "<!-- /df -->"
+_PRIORITIES = {"urgent": 1, "high": 2, "medium": 3, "low": 4, "1": 1, "2": 2, "3": 3, "4": 4}
+
+_log = logging.getLogger(__name__)
+_FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.S | re.M)
+_HEADING = re.compile(r"^#[ \t]+(\S[^\r\n]*)", re.M)
+_COMMENT_HEADING = re.compile(r"### (?P<author>[^\n]{1,100}?), (?P<at>\d{4}-\d\d-\d\d[0-9T:.+Z \-]{0,25})\s*")
+_MARKER = re.compile(r"<!-- df:(?P<marker>[^\s]{1,200}) (?P<signature>[0-9a-f]{16}) -->\s*")
+
+
+@dataclass(frozen=True)
+class _Scalar:
+    """A text of the front matter as it is written, and where its characters stand in the file."""
+
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A comment and its lines `start` to `end` (exclusive) in the file."""
+
+    comment: Comment
+    start: int
+    end: int
+
+
+def open_board(settings: Settings) -> FolderBoard:
+    """The board of `settings.board`, else the folder `board` of the home folder."""
+    return FolderBoard((settings.board or settings.root / "board").expanduser().absolute())
+
+
+class FolderBoard:
+    """The board in `path`. Writes replace the file at once and keep every byte they do not mean to change.
+
+    `README.md`, hidden files and everything that is not `*.md` are no tickets.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def tickets_in_states(self, states: list[str]) -> list[Ticket]:
+        """Tickets in any of the states (compared without case), ordered by key. Malformed ones are logged and left out.
+
+        Raises ConfigError when the folder cannot be listed.
+        """
+        if not states:
+            return []
+        wanted = {state.strip().casefold() for state in states}
+        return [ticket for ticket in self._readable() if ticket.state.casefold() in wanted]
+
+    def tickets_by_keys(self, keys: list[str]) -> list[Ticket]:
+        """The named tickets, each once; unknown keys are absent. Raises ConfigError for a malformed one."""
+        known = set(self._keys()) if keys else set()
+        return [self._read(key) for key in dict.fromkeys(keys) if key in known]
+
+    def find(self, name: str) -> Ticket:
+        """The ticket that a person means by a key or by the path of its file. Raises ConfigError with close keys."""
+        path = Path(name).expanduser()
+        if name.endswith(".md") and path.exists():
+            if path.absolute().parent.resolve() != self.path.resolve():
+                raise ConfigError(f"{name!r} is not in the board {str(self.path)!r}; move it there or set `board`")
+            name = path.name.removesuffix(".md")
+        self._require(name)
+        return self._read(name)
+
+    def move(self, key: str, state: str) -> None:
+        """Set the ticket's state; nothing else in the file changes. Raises ConfigError."""
+        self._require(key)
+        text = self._text(key)
+        if _parse(key, text, self.path, self._signed).state == state:
+            return
+        moved = _with_state(text, state)
+        if _parse(key, moved, self.path, self._signed).state != state:
+            raise ConfigError(
+                f"{self._place(key)}: the state cannot be set to {state!r}; write it as one line `state: …`"
+            )
+        self._write(key, moved)
+
+    def comment(self, key: str, body: str, marker: str) -> None:
+        """Write, or replace in place, the comment with `marker`. The same body again changes nothing."""
+        if not re.fullmatch(r"[A-Za-z0-9._:/@-]{1,200}", marker):
+            raise ConfigError(f"comment marker {marker!r} is not usable; use letters, digits and . _ : / @ - only")
+        self._require(key)
+        text = self._text(key)
+        newline = "\r\n" if "\r\n" in text else "\n"
+        lines = text.splitlines(keepends=True)
+        old = next((b for b in _blocks(key, lines, self._signed) if b.comment.marker == marker), None)
+        body = _harmless(body)
+        if old and old.comment.body == body:
+            return
+        new = self._comment_lines(key, body, marker, newline)
+        if old:
+            lines[old.start : old.end] = new
+        else:
+            lines += _separator(lines, newline) + new
+        self._write(key, "".join(lines))
+
+    def _comment_lines(self, key: str, body: str, marker: str, newline: str) -> list[str]:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        mark = f"<!-- df:{marker} {_signature(self._key(), key, marker)} -->"
+        return [line + newline for line in (f"### {AUTHOR}, {now}", mark, *body.split("\n"), _END)]
+
+    def _readable(self) -> Iterator[Ticket]:
+        for key in self._keys():
+            try:
+                yield self._read(key)
+            except ConfigError as error:
+                _log.warning("ticket=%s outcome=dropped reason=%r", ascii(key), str(error))
+
+    def _keys(self) -> list[str]:
+        try:
+            names = sorted(path.name for path in self.path.iterdir())
+        except OSError as error:
+            raise ConfigError(
+                f"the board {str(self.path)!r} cannot be listed ({error.strerror}); create it or set `board`"
+            ) from error
+        return [n[:-3] for n in names if n.endswith(".md") and not n.startswith(".") and n.lower() != "readme.md"]
+
+    def _require(self, key: str) -> None:
+        keys = self._keys()
+        if key in keys:
+            return
+        close = difflib.get_close_matches(key, keys, n=3, cutoff=0.4) or keys[:3]
+        hint = f"did you mean {', '.join(map(repr, close))}?" if close else "it has no tickets yet; add a KEY.md file"
+        raise ConfigError(f"no ticket {key!r} in the board {str(self.path)!r}; {hint}")
+
+    def _place(self, key: str) -> str:
+        return repr(str(self.path / f"{key}.md"))
+
+    def _read(self, key: str) -> Ticket:
+        return _parse(key, self._text(key), self.path, self._signed)
+
+    def _text(self, key: str) -> str:
+        """The file's text with its line ends as they are. Only a plain file of this very folder is opened."""
+        place = self._place(key)
+        if not key.isprintable() or len(key) > _LONGEST_KEY:
+            raise ConfigError(
+                f"{place}: the file name is not usable as a key; use up to {_LONGEST_KEY} printable characters"
+            )
+        try:
+            handle = os.open(self.path / f"{key}.md", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            if (self.path / f"{key}.md").is_symlink():
+                raise ConfigError(f"{place} is a symbolic link; put the file itself into the board") from error
+            raise ConfigError(f"{place} cannot be read: {error.strerror}; correct its permissions") from error
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise ConfigError(f"{place} is not a plain file; tickets are Markdown files")
+        with open(handle, "rb") as file:  # noqa: PTH123 - a descriptor, not a path
+            data = file.read(LARGEST_BYTES + 1)
+        if len(data) > LARGEST_BYTES:
+            raise ConfigError(f"{place} is larger than {LARGEST_BYTES} bytes; shorten it")
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{place} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+
+    def _write(self, key: str, text: str) -> None:
+        write_atomically(self.path / f"{key}.md", text.encode())
+
+    def _signed(self, key: str, marker: str, signature: str) -> bool:
+        if not self._key_file.exists():
+            return False
+        return hmac.compare_digest(_signature(self._key_file.read_bytes(), key, marker), signature)
+
+    @property
+    def _key_file(self) -> Path:
+        return self.path / ".darkfactory" / "key"
+
+    def _key(self) -> bytes:
+        """The board's own key, made at the first comment. Losing it makes the factory's old comments a person's."""
+        if not self._key_file.exists():
+            write_atomically(self._key_file.with_name(".gitignore"), b"*\n")
+            draft = self._key_file.with_name(f"key.{secrets.token_hex(6)}")
+            write_atomically(draft, secrets.token_hex(32).encode(), mode=0o600)
+            with suppress(FileExistsError):  # a racing process was first: its key stays
+                os.link(draft, self._key_file)
+            draft.unlink()
+        return self._key_file.read_bytes()
+
+
+Signed = Callable[[str, str, str], bool]
+
+
+def _signature(board_key: bytes, ticket_key: str, marker: str) -> str:
+    return hmac.new(board_key, f"{ticket_key}\0{marker}".encode(), "sha256").hexdigest()[:16]
+
+
+def _parse(key: str, text: str, folder: Path, signed: Signed) -> Ticket:
+    """The ticket in the text of `<key>.md`. Raises ConfigError that names file, line and remedy."""
+    path = folder / f"{key}.md"
+    fields = _front_matter(path, text)
+    body = _body(text)
+    heading = _HEADING.search(body)
+    title = _word(fields.get("title")) or (
+        heading.group(1).rstrip(" \t#") if heading and "title" not in fields else None
+    )
+    if not title:
+        raise ConfigError(f"{str(path)!r} has no title; add `title: …` to its front matter or a first line `# …`")
+    state = _word(fields["state"]) if "state" in fields else DEFAULT_STATE
+    if not state:
+        raise ConfigError(
+            f"{str(path)!r} has a `state` without a value; write one, for example `state: {DEFAULT_STATE}`"
+        )
+    return Ticket(
+        key=key,
+        title=" ".join(title.split()),
+        body=body.strip(),
+        state=state,
+        labels=tuple(dict.fromkeys(label.lower() for label in _words(fields.get("labels")))),
+        priority=_PRIORITIES.get((_word(fields.get("priority")) or "").lower()),
+        author=_word(fields.get("author")),
+        repository=_word(fields.get("repository")),
+        blocked_by=tuple(dict.fromkeys(_words(fields.get("blocked_by")))),
+        comments=tuple(block.comment for block in _blocks(key, text.splitlines(keepends=True), signed)),
+        created_at=_time(_word(fields.get("created"))),
+        url=path.absolute().as_uri(),
+    )
+
+
+def _front_matter(path: Path, text: str) -> dict[str, _Scalar | list[_Scalar]]:
+    """The fields that are texts or lists of texts; others are left out, or empty when they are required."""
+    found = _FRONT_MATTER.match(text.removeprefix("\ufeff"))
+    if not found:
+        if re.match(r"---[ \t]*\r?\n", text.removeprefix("\ufeff")):
+            raise ConfigError(f"{str(path)!r}: the front matter of line 1 never ends; close it with a line `---`")
+        return {}
+    if len(found.group(1)) > _LARGEST_FRONT_MATTER:
+        raise ConfigError(
+            f"{str(path)!r}: the front matter is larger than {_LARGEST_FRONT_MATTER} characters; shorten it"
+        )
+    shift = found.start(1) + text.startswith("\ufeff")
+    try:
+        root = yaml.compose(found.group(1), Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = (error.problem_mark.line if error.problem_mark else 0) + 2
+        raise ConfigError(f"{str(path)!r} line {line}: the front matter is not valid YAML: {error.problem}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(
+            f"{str(path)!r}: the front matter is not valid YAML ({type(error).__name__}); correct it"
+        ) from error
+    if root is None:
+        return {}
+    if not isinstance(root, yaml.MappingNode):
+        raise ConfigError(f"{str(path)!r} line 2: the front matter is not a list of `name: value` lines")
+    return _fields(path, root, shift)
+
+
+def _fields(path: Path, root: yaml.MappingNode, shift: int) -> dict[str, _Scalar | list[_Scalar]]:
+    fields: dict[str, _Scalar | list[_Scalar]] = {}
+    for name, value in root.value:
+        if not isinstance(name, yaml.ScalarNode):
+            continue
+        if name.value in fields:
+            raise ConfigError(
+                f"{str(path)!r} line {name.start_mark.line + 2}: {name.value!r} is there twice; remove one"
+            )
+        if isinstance(value, yaml.SequenceNode):
+            fields[name.value] = [_scalar(item, shift) for item in value.value if isinstance(item, yaml.ScalarNode)]
+        elif isinstance(value, yaml.ScalarNode):
+            fields[name.value] = _scalar(value, shift)
+        else:
+            fields[name.value] = []
+    return fields
+
+
+def _scalar(node: yaml.ScalarNode, shift: int) -> _Scalar:
+    text = "" if node.tag == "tag:yaml.org,2002:null" else node.value
+    return _Scalar(text, node.start_mark.index + shift, node.end_mark.index + shift)
+
+
+def _word(field: _Scalar | list[_Scalar] | None) -> str | None:
+    return (field.text.strip() or None) if isinstance(field, _Scalar) else None
+
+
+def _words(field: _Scalar | list[_Scalar] | None) -> list[str]:
+    """A list, or one text with commas."""
+    texts = field.text.split(",") if isinstance(field, _Scalar) else [item.text for item in field or []]
+    return [text.strip() for text in texts if text.strip()]
+
+
+def _time(text: str | None) -> datetime | None:
+    try:
+        at = datetime.fromisoformat(text or "")
+    except ValueError:
+        return None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def _body(text: str) -> str:
+    """What stands between the front matter and the section line."""
+    front = _FRONT_MATTER.match(text.removeprefix("\ufeff"))
+    start = front.end() + text.startswith("\ufeff") if front else 0
+    lines = text[start:].removeprefix("\ufeff").splitlines(keepends=True)
+    section = _section(lines)
+    return "".join(lines if section is None else lines[:section])
+
+
+def _section(lines: list[str]) -> int | None:
+    """The first one counts and the factory never adds a second, so pasted text cannot move the border later on."""
+    return next((n for n, line in enumerate(lines) if line.rstrip() == _SECTION), None)
+
+
+def _blocks(key: str, lines: list[str], signed: Signed) -> list[_Block]:
+    """The comments below the section line: the factory's signed blocks, and everything else by headings."""
+    section = _section(lines)
+    blocks: list[_Block] = []
+    at = len(lines) if section is None else section + 1
+    while at < len(lines):
+        block = _factory_block(key, lines, at, signed, {b.comment.marker for b in blocks}) or _person_block(lines, at)
+        at = block.end
+        if block.comment.body or block.comment.marker:
+            blocks.append(block)
+    return blocks
+
+
+def _factory_block(key: str, lines: list[str], start: int, signed: Signed, seen: set[str | None]) -> _Block | None:
+    """A heading by the factory, its signed marker, and text to the end line. A marker that comes again is a copy."""
+    heading = _COMMENT_HEADING.fullmatch(lines[start])
+    mark = _MARKER.fullmatch(lines[start + 1]) if heading and start + 1 < len(lines) else None
+    if not heading or not mark or heading["author"] != AUTHOR or mark["marker"] in seen:
+        return None
+    if not signed(key, mark["marker"], mark["signature"]):
+        return None
+    end = start + 2
+    while end < len(lines) and lines[end].rstrip() != _END and not _COMMENT_HEADING.fullmatch(lines[end]):
+        end += 1
+    closed = end < len(lines) and lines[end].rstrip() == _END
+    body = "".join(lines[start + 2 : end]).replace("\r\n", "\n").removesuffix("\n")
+    comment = Comment(author=AUTHOR, at=_time(heading["at"].strip()), body=body, marker=mark["marker"])
+    return _Block(comment, start, end + closed)
+
+
+def _person_block(lines: list[str], start: int) -> _Block:
+    """Text up to the next heading, with its own heading or none."""
+    heading = _COMMENT_HEADING.fullmatch(lines[start])
+    end = start + 1
+    while end < len(lines) and not _COMMENT_HEADING.fullmatch(lines[end]):
+        end += 1
+    body = "".join(lines[start + bool(heading) : end]).strip()
+    author, at = (heading["author"], _time(heading["at"].strip())) if heading else ("unknown", None)
+    return _Block(Comment(author=author, at=at, body=body), start, end)
+
+
+def _separator(lines: list[str], newline: str) -> list[str]:
+    """What goes between the text so far and a first or further comment."""
+    joint = [newline] if lines and not lines[-1].endswith("\n") else []
+    if _section(lines) is None:
+        return [*joint, newline, _SECTION + newline, newline]
+    return [*joint, newline]
+
+
+def _harmless(body: str) -> str:
+    """`body` as one comment that nothing in it can end, split or mark: it may quote a hostile ticket or a model."""
+    body = "\n".join(body.splitlines()).strip("\n").encode("utf-8", "replace").decode()
+    body = re.sub(r"<!--(?=\s*/?d(?:f|arkfactory)\b)", "&lt;!--", body)
+    return re.sub(rf"^(?={_COMMENT_HEADING.pattern}$)", "\\\\", body, flags=re.M)
+
+
+def _with_state(text: str, state: str) -> str:
+    """The file with another state: its value replaced, or a line added, or front matter put before it."""
+    value = yaml.safe_dump(state, allow_unicode=True, width=1000).removesuffix("...\n").strip()
+    newline = "\r\n" if "\r\n" in text else "\n"
+    mark, text = ("\ufeff", text[1:]) if text.startswith("\ufeff") else ("", text)
+    front = _FRONT_MATTER.match(text)
+    if not front:
+        return f"{mark}---{newline}state: {value}{newline}---{newline}{text}"
+    old = _front_matter(Path(), text).get("state")
+    if isinstance(old, _Scalar):
+        gap = "" if text[old.start - 1].isspace() else " "
+        return mark + text[: old.start] + gap + value + text[old.end :]
+    return f"{mark}{text[: front.end(1)]}state: {value}{newline}{text[front.end(1) :]}"

@@ -1,0 +1,778 @@
+"""Git without the user's git: a bare mirror per repository, worktrees made from it, and commits made in the sandbox.
+
+Owns names, mirrors, worktrees, diffs and pushes. Host git runs with none of the user's or the repository's
+configuration, and never in a folder where an agent or a test ran.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import fnmatch
+import hashlib
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Literal
+
+from infra.errors import AuthFailed, ConfigError, DiskFull, InfraError, InvalidOutput, Unreachable
+from infra.llm import Frozen
+from infra.sandbox import WORKSPACE, Bind, Sandbox, naming_a_full_disk
+
+MAX_TEXT_BYTES = 16 << 20
+"""Larger files are not text that a model reads or writes."""
+
+_EMAIL = "darkfactory@localhost"
+_GIT_SECONDS = 900.0
+_LOCK_SECONDS = 900.0
+_MAX_NAME = 80
+_CONFIG = (
+    "core.hooksPath=/dev/null", "core.fsmonitor=false", "core.protectHFS=true", "core.bigFileThreshold=4m",
+    "protocol.ext.allow=never", "submodule.recurse=false", "gc.auto=0", "maintenance.auto=false",
+)  # fmt: skip
+_SERVER = "git -c core.hooksPath=/dev/null -c 'safe.directory=*' -c gc.auto=0 -c receive.autogc=false"
+_ENVIRONMENT = {
+    "HOME": "/nonexistent",
+    "LANG": "C.UTF-8",
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_ATTR_NOSYSTEM": "1",
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_NO_LAZY_FETCH": "1",
+    "GIT_LITERAL_PATHSPECS": "1",
+    "GIT_AUTHOR_NAME": "Darkfactory",
+    "GIT_AUTHOR_EMAIL": _EMAIL,
+    "GIT_COMMITTER_NAME": "Darkfactory",
+    "GIT_COMMITTER_EMAIL": _EMAIL,
+}
+_LEFT_OUT = ("__pycache__/", "*.py[co]", ".pytest_cache/", ".ruff_cache/", ".mypy_cache/", "node_modules/")
+"""What running tests leaves behind; never part of a change, whatever the repository ignores."""
+
+_GIT_DIR_CONFIG = f"""[core]
+\trepositoryformatversion = 0
+\tbare = false
+\tprotectHFS = true
+[user]
+\tname = Darkfactory
+\temail = {_EMAIL}
+"""
+_PATH_ERRORS = {
+    errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.ENXIO, errno.EPERM,
+}  # fmt: skip
+
+_COMMIT = """set -e
+git read-tree "$BASE"
+git add -A
+tree=$(git write-tree)
+if [ "$tree" = "$(git rev-parse "$BASE^{tree}")" ]; then echo "$BASE"; exit 0; fi
+sha=$(git commit-tree "$tree" -p "$BASE" -F -)
+git update-ref refs/heads/out "$sha"
+git bundle create --quiet "$GIT_DIR/out.bundle" refs/heads/out "^$BASE"
+echo "$sha"
+"""
+
+
+class ChangedFile(Frozen):
+    """One file of a diff. `previous` is the path it was renamed from; lines are 0 for a binary file.
+
+    `mode` is git's new mode ("100644", "120000" for a link, "160000" for a submodule; "000000" when deleted).
+    """
+
+    path: str
+    previous: str | None = None
+    status: Literal["added", "modified", "deleted", "renamed", "retyped"]
+    added: int = 0
+    removed: int = 0
+    mode: str
+    previous_mode: str
+
+
+def directory_name(key: str) -> str:
+    """A file and branch name for any key: `[A-Za-z0-9._-]`, at most 97 characters, a different one for each key (WS2).
+
+    A plain lower-case key stays as it is. Any other (upper case too: some file systems do not tell it apart) is
+    cleaned and gets "-" and 64 bits of its hash; so does a key that already ends like that.
+    """
+    clean = re.sub(r"[^A-Za-z0-9._-]+", "_", key)
+    clean = re.sub(r"\.(?=\.|$|lock$)", "_", clean)  # git refuses "..", a last "." and ".lock" in branch names
+    clean = re.sub(r"^[.-]|^$", "_", clean)[:_MAX_NAME]
+    if clean == key and clean == clean.lower() and not re.search(r"-[0-9a-f]{16}$", key):
+        return key
+    return f"{clean}-{hashlib.sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
+
+
+def branch_name(key: str) -> str:
+    """The one branch of a ticket."""
+    return f"agent/{directory_name(key)}"
+
+
+class Mirror:
+    """The factory's own bare copy of a repository. The source's branches are at `refs/source/heads/*`.
+
+    Methods block; each one that writes holds the mirror's lock. Git that fails raises InfraError with its message.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def open(cls, folder: Path, name: str, source: str) -> Mirror:
+        """Make or refresh the mirror of `source` (a path or URL). Idempotent, also after a kill in the middle.
+
+        Raises ConfigError (no such path, no repository, no commits), AuthFailed, Unreachable, DiskFull.
+        """
+        source = _checked_source(source)
+        with naming_a_full_disk("a mirror"):
+            folder.mkdir(parents=True, exist_ok=True)
+        mirror = cls(folder.resolve() / f"{directory_name(name)}.git")
+        with mirror._locked() as lock:
+            _init_bare(mirror.path)
+            mirror._fetch(source, lock)
+        return mirror
+
+    def base(self, branch: str | None) -> tuple[str, str]:
+        """Name and sha of the branch to work on: the named one, or the one the source has checked out.
+
+        A detached HEAD is no branch a pull request could go to: ConfigError, as for an unknown branch.
+        """
+        name = branch or self._head_branch()
+        sha = self._resolve(f"refs/source/heads/{name}")
+        if sha is None:
+            raise ConfigError(f"the repository has no branch {name!r} with commits; set its `base_branch`")
+        return name, sha
+
+    def paths(self, sha: str) -> list[str]:
+        """All regular files of a commit: no links, no submodules, no names that are not UTF-8."""
+        entries = self._run("ls-tree", "-r", "-z", "--full-tree", sha).split(b"\0")
+        return [path for mode, path in map(_tree_entry, entries) if mode.startswith("100") and path is not None]
+
+    def read(self, sha: str, path: str) -> bytes | None:
+        """The content of a file in a commit, or None when there is no such file."""
+        try:
+            return self._run("cat-file", "blob", f"{sha}:{path}")
+        except _Failed as error:
+            if re.search(r"does not exist in|exists on disk, but not in|bad file|relative path syntax", error.stderr):
+                return None
+            raise
+
+    def diff(self, base: str, head: str) -> str:
+        """The change as a patch for people and models: binary files are only named, renames are found."""
+        text = self._run("diff-tree", "-p", "-r", "-M", "--no-color", "--no-ext-diff", "--no-textconv", base, head)
+        return text.decode(errors="replace")
+
+    def changed(self, base: str, head: str) -> list[ChangedFile]:
+        """Every file that differs between two commits, in path order."""
+        found = self._run(
+            "diff-tree", "-r", "-z", "-M", "--raw", "--numstat", "--no-ext-diff", "--no-textconv", base, head
+        )
+        return _changed_files(found.decode(errors="replace").split("\0"))
+
+    def violations(
+        self, base: str, head: str, *, protected_paths: Sequence[str], max_files: int, max_lines: int
+    ) -> tuple[str, ...]:
+        """The rules a diff breaks, one sentence each. Both names of a renamed file count; globs ignore case."""
+        files = self.changed(base, head)
+        lines = sum(f.added + f.removed for f in files)
+        found = [sentence for f in files for sentence in _file_violations(f, protected_paths)]
+        if len(files) > max_files:
+            found.append(f"The change touches {len(files)} files, more than the {max_files} allowed.")
+        if lines > max_lines:
+            found.append(f"The change has {lines} changed lines, more than the {max_lines} allowed.")
+        return tuple(found)
+
+    @contextmanager
+    def worktree(self, root: Path, key: str, name: str, sha: str) -> Iterator[Worktree]:
+        """A fresh checkout of `sha` at `root/<key>/<name>`, the same place each time, removed on exit whatever happens.
+
+        What a killed run left there is removed first. The caller holds the ticket's claim. Raises ConfigError when
+        the place, after links, is not inside the root (WS1).
+        """
+        with naming_a_full_disk("a worktree"):
+            root.mkdir(parents=True, exist_ok=True)
+        path = root.resolve() / directory_name(key) / directory_name(name)
+        private = path.parent / ".private" / path.name
+        self._remove(root, path, private)
+        try:
+            with naming_a_full_disk("a worktree"):
+                private.mkdir(parents=True)
+            with self._locked() as lock:
+                self._run("worktree", "add", "--quiet", "--detach", str(path), sha, keep=lock)
+            yield Worktree(self, path, private, sha)
+        finally:
+            self._remove(root, path, private)
+
+    def point(self, ref: str, sha: str) -> None:
+        """Set a ref of the mirror (`refs/…`)."""
+        with self._locked() as lock:
+            self._run("update-ref", ref, sha, keep=lock)
+
+    def push(self, remote: str, branch: str, sha: str) -> None:
+        """Make `branch` of `remote` (a bare repository's path or a URL) point at `sha`; doing it twice changes nothing.
+
+        Replaces only what the factory itself committed there: a tip by anyone else raises ConfigError. Raises
+        AuthFailed, Unreachable (also when the branch moves meanwhile), ConfigError (no such remote, refused).
+        """
+        remote = _checked_source(remote)
+        ref = f"refs/heads/{branch}"
+        seen = self._remote_tip(remote, ref)
+        if seen == sha:
+            return
+        with self._locked() as lock:
+            if seen:
+                self._refuse_foreign(remote, ref, seen, lock)
+            self._remote(
+                "push", "--quiet", "--no-verify", f"--force-with-lease={ref}:{seen}", *_server("receive-pack", remote),
+                remote, f"{sha}:{ref}", keep=lock,
+            )  # fmt: skip
+
+    def sweep(self, root: Path, keep: set[str]) -> list[str]:
+        """Remove the worktrees of all tickets whose keys are not in `keep`. Returns the folder names removed."""
+        if not root.is_dir():
+            return []
+        kept = {directory_name(key) for key in keep}
+        gone = sorted(entry.name for entry in root.resolve().iterdir() if entry.name not in kept)
+        self._remove(root, *(root.resolve() / name for name in gone))
+        return gone
+
+    def accept(self, bundle: Path, sha: str) -> None:
+        """Take the commit `sha` from a bundle that the sandbox made; its objects are checked as data of a stranger."""
+        ref = f"refs/darkfactory/commits/{sha}"
+        with self._locked() as lock:
+            try:
+                self._run(
+                    "-c", "fetch.fsckObjects=true", "fetch", "--quiet", "--no-tags", "--no-write-fetch-head",
+                    str(bundle), f"+refs/heads/out:{ref}", keep=lock,
+                )  # fmt: skip
+            except _Failed as error:
+                raise InvalidOutput(f"the change cannot become a commit: {_short(error.stderr)}") from None
+        if self._resolve(ref) != sha:
+            raise InvalidOutput(f"the sandbox handed out another commit than {sha!r}")
+
+    def committed_at(self, sha: str) -> int:
+        """Unix time of a commit."""
+        return int(self._run("show", "-s", "--format=%ct", sha))
+
+    def _run(self, *arguments: str, keep: int | None = None) -> bytes:
+        return _git(f"--git-dir={self.path}", *arguments, cwd=self.path, keep=keep)
+
+    def _remote(self, *arguments: str, keep: int | None = None) -> bytes:
+        with _naming_remote_errors():
+            return self._run(*arguments, keep=keep)
+
+    def _resolve(self, ref: str) -> str | None:
+        try:
+            return self._run("rev-parse", "--quiet", "--verify", f"{ref}^{{commit}}").decode().strip()
+        except _Failed:
+            return None
+
+    def _head_branch(self) -> str:
+        try:
+            ref = self._run("symbolic-ref", "--quiet", "refs/source/HEAD").decode().strip()
+        except _Failed:
+            raise ConfigError(
+                "the repository has no branch with commits checked out (detached HEAD?); set its `base_branch`"
+            ) from None
+        return ref.removeprefix("refs/source/heads/")
+
+    def _fetch(self, source: str, lock: int) -> None:
+        server = _server("upload-pack", source)
+        listing = self._remote("ls-remote", "--symref", *server, source, "HEAD", "refs/heads/*", keep=lock).decode()
+        if not re.search(r"\t(HEAD|refs/heads/.+)$", listing, re.MULTILINE):
+            raise ConfigError(f"the repository {_redacted(source)!r} is empty: it has no branch with a commit")
+        self._remote(
+            "fetch", "--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--update-shallow", *server,
+            source, "+refs/heads/*:refs/source/heads/*", keep=lock,
+        )  # fmt: skip
+        head = re.search(r"^ref: refs/heads/(.+)\tHEAD$", listing, re.MULTILINE)
+        if head:
+            self._run("symbolic-ref", "refs/source/HEAD", f"refs/source/heads/{head[1]}", keep=lock)
+        else:
+            (self.path / "refs/source/HEAD").unlink(missing_ok=True)
+
+    def _remote_tip(self, remote: str, ref: str) -> str:
+        """What the remote's ref points at, or ""."""
+        listing = self._remote("ls-remote", *_server("upload-pack", remote), remote, ref).decode()
+        return listing.split("\t")[0].strip()
+
+    def _refuse_foreign(self, remote: str, ref: str, tip: str, lock: int) -> None:
+        server = _server("upload-pack", remote)
+        seen = f"refs/darkfactory/seen/{tip}"
+        self._remote(
+            "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", *server, remote, f"+{ref}:{seen}", keep=lock
+        )
+        committer = self._run("show", "-s", "--format=%ce", seen).decode(errors="replace").strip()
+        if committer != _EMAIL:
+            raise ConfigError(
+                f"{ref!r} of {_redacted(remote)!r} ends with a commit by {committer!r} ({tip[:12]}), which is not "
+                "overwritten: merge, rename or delete that branch"
+            )
+
+    def _remove(self, root: Path, *paths: Path) -> None:
+        """Delete folders inside the root and forget the worktrees that were there."""
+        for path in paths:
+            _remove_inside(root, path)
+        if self.path.is_dir():
+            with self._locked():
+                self._forget_lost_worktrees()
+
+    def _forget_lost_worktrees(self) -> None:
+        """As `git worktree prune`, which spares one whose making was killed ("locked: initializing")."""
+        for entry in self.path.glob("worktrees/*"):
+            try:
+                lost = not Path((entry / "gitdir").read_text().strip()).exists()
+            except OSError:
+                lost = True
+            if lost:
+                shutil.rmtree(entry, ignore_errors=True)
+
+    @contextmanager
+    def _locked(self) -> Iterator[int]:
+        """Hold the mirror's lock, after clearing what a killed git left. Yields the lock's descriptor."""
+        with _file_lock(self.path.with_name(self.path.name + ".lock")) as lock:
+            for pattern in ("*.lock", "refs/**/*.lock", "worktrees/*/*.lock", "objects/pack/tmp_*"):
+                for leftover in self.path.glob(pattern):
+                    leftover.unlink(missing_ok=True)
+            yield lock
+
+
+class Worktree:
+    """A checkout of one commit that agents and tests may ruin. Made and removed by `Mirror.worktree`.
+
+    `read`, `write` and `delete` follow no link and touch no `.git`: such a path raises InvalidOutput.
+    """
+
+    def __init__(self, mirror: Mirror, path: Path, private: Path, sha: str) -> None:
+        self.path, self.sha = path, sha
+        self._mirror, self._private = mirror, private
+
+    def read(self, path: str) -> str | None:
+        """The text of a file; None when there is none, or when it is not UTF-8 text of at most MAX_TEXT_BYTES."""
+        with _entry(self.path, path) as (folder, name):
+            if folder is None:
+                return None
+            try:
+                descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+            except FileNotFoundError:
+                return None
+            with os.fdopen(descriptor, "rb") as file:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    return None
+                data = file.read(MAX_TEXT_BYTES + 1)
+        try:
+            return data.decode() if len(data) <= MAX_TEXT_BYTES else None
+        except UnicodeDecodeError:
+            return None
+
+    def write(self, path: str, text: str) -> None:
+        """Make or replace a file, byte for byte; an existing one keeps its mode."""
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidOutput(f"the text for {path!r} is not valid Unicode: {error.reason}") from None
+        with _entry(self.path, path, make=True) as (folder, name):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+            descriptor = os.open(name, flags, 0o644, dir_fd=folder)
+            with os.fdopen(descriptor, "wb") as file:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise InvalidOutput(f"{path!r} is not a regular file")
+                file.truncate()
+                file.write(data)
+
+    def delete(self, path: str) -> None:
+        """Remove a file; one that is not there is no error."""
+        with _entry(self.path, path) as (folder, name):
+            if folder is not None:
+                with suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=folder)
+
+    async def commit(self, sandbox: Sandbox, message: str) -> str:
+        """Commit everything in the worktree on top of `sha`. Returns the new sha, or `sha` when nothing differs.
+
+        Git runs in the sandbox, on a git folder that nobody else ever saw; a bundle comes out. The same content on
+        the same parent gives the same sha. Raises InvalidOutput when git refuses the content.
+        """
+        git_dir = await asyncio.to_thread(self._fresh_git_dir, "commit")
+        seconds = await asyncio.to_thread(self._mirror.committed_at, self.sha)
+        inside = "/git" if sandbox.name == "bubblewrap" else str(git_dir)
+        work_tree = WORKSPACE if sandbox.name == "bubblewrap" else str(self.path)
+        date = f"@{seconds + 1} +0000"
+        result = await sandbox.run(
+            ["/bin/sh", "-c", _COMMIT],
+            worktree=self.path,
+            environment={
+                **{name: value for name, value in _ENVIRONMENT.items() if name.startswith("GIT_")},
+                "GIT_DIR": inside,
+                "GIT_WORK_TREE": work_tree,
+                "GIT_AUTHOR_DATE": date,
+                "GIT_COMMITTER_DATE": date,
+                "BASE": self.sha,
+            },
+            binds=self._binds(git_dir),
+            stdin=message.replace("\0", "").encode(errors="replace"),
+        )
+        sha = result.output.strip().rpartition("\n")[2]
+        if result.exit_code != 0 or not re.fullmatch(r"[0-9a-f]{40}", sha):
+            raise _commit_error(result.output)
+        if sha != self.sha:
+            await asyncio.to_thread(self._mirror.accept, git_dir / "out.bundle", sha)
+        return sha
+
+    def git_binds(self) -> list[Bind]:
+        """Binds that make `git status`, `diff`, `log` and even `commit` work for an agent in the sandbox.
+
+        They give it a git folder of its own; nothing it does there is ever used.
+        """
+        git_dir = self._fresh_git_dir("agent")
+        _git(f"--git-dir={git_dir}", "read-tree", self.sha, cwd=git_dir)
+        pointer = self._private / "pointer"
+        with naming_a_full_disk("a git folder"):
+            pointer.write_text("gitdir: /git\n")
+        return [*self._binds(git_dir), Bind(source=pointer, target=f"{WORKSPACE}/.git")]
+
+    def _binds(self, git_dir: Path) -> list[Bind]:
+        objects = Bind(source=self._mirror.path / "objects", target="/objects")
+        return [Bind(source=git_dir, target="/git", writable=True), objects]
+
+    def _fresh_git_dir(self, name: str) -> Path:
+        """A git folder with the mirror's objects, written by hand: nothing of a template or an earlier use is in it.
+
+        Its alternate `../../objects` is a link here and the bind `/objects` beside `/git` in the sandbox.
+        """
+        git_dir = self._private / name
+        with naming_a_full_disk("a git folder"):
+            _delete(git_dir)
+            for folder in ("objects/info", "refs/heads", "info"):
+                (git_dir / folder).mkdir(parents=True)
+            (git_dir / "HEAD").write_text(f"{self.sha}\n")
+            (git_dir / "config").write_text(_GIT_DIR_CONFIG)
+            (git_dir / "objects/info/alternates").write_text("../../objects\n")
+            (git_dir / "info/exclude").write_text("\n".join(_LEFT_OUT) + "\n")
+            with suppress(FileNotFoundError):
+                shutil.copyfile(self._mirror.path / "shallow", git_dir / "shallow")
+            with suppress(FileExistsError):
+                (self._private / "objects").symlink_to(self._mirror.path / "objects")
+        return git_dir
+
+
+def ensure_bare(path: Path, source_mirror: Mirror, branch: str) -> None:
+    """The embedded forge: a bare repository at `path` that holds `branch`. Idempotent.
+
+    The branch follows the source as long as that is a fast-forward; what was merged here is not thrown away.
+    """
+    with naming_a_full_disk("the bare repository"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    forge = Mirror(path.resolve())
+    with forge._locked() as lock:
+        _init_bare(forge.path)
+        refs = f"refs/source/heads/{branch}:refs/heads/{branch}"
+        flags = ("--no-tags", "--no-write-fetch-head", "--update-shallow")
+        try:
+            forge._run("fetch", *flags, str(source_mirror.path), refs, keep=lock)
+        except _Failed as error:
+            if "non-fast-forward" not in error.stderr:
+                raise
+        forge._run("symbolic-ref", "HEAD", f"refs/heads/{branch}", keep=lock)
+
+
+async def is_dirty(checkout: Path, sandbox: Sandbox) -> bool:
+    """Whether a person's checkout has changes that are not committed (untracked files count, ignored ones do not).
+
+    Git runs in the sandbox with the checkout read-only, so its hooks, filters and fsmonitor reach nothing.
+    Raises InfraError with git's message when it cannot tell.
+    """
+    binds = [Bind(source=path, target=str(path)) for path in (checkout.resolve(), *_linked_git_dirs(checkout))]
+    with tempfile.TemporaryDirectory() as scratch:
+        result = await sandbox.run(
+            ["git", *_options(), "-c", "safe.directory=*", "-C", str(checkout.resolve()), "status", "--porcelain"],
+            worktree=Path(scratch),
+            environment={"GIT_OPTIONAL_LOCKS": "0", **{k: v for k, v in _ENVIRONMENT.items() if k.startswith("GIT_")}},
+            binds=binds,
+        )
+    if result.exit_code != 0:
+        raise InfraError(f"cannot tell whether {str(checkout)!r} has uncommitted changes: {_short(result.output)}")
+    return bool(result.output.strip())
+
+
+class _Failed(InfraError):
+    """Git ended with an error; callers that know why name it better."""
+
+    def __init__(self, arguments: Sequence[str], stderr: str) -> None:
+        command = next((a for a in arguments if not a.startswith("-") and "=" not in a), "")
+        super().__init__(f"git {command} failed: {_short(stderr)}")
+        self.stderr = stderr
+
+
+def _options() -> list[str]:
+    return [part for setting in _CONFIG for part in ("-c", setting)]
+
+
+def _git(*arguments: str, cwd: Path, keep: int | None = None) -> bytes:
+    """Run host git and return its output. `keep` is a lock that git holds on to, should we be killed before it ends.
+
+    Not GitPython, which hands our whole environment on to git.
+    """
+    process = subprocess.Popen(
+        ["git", *_options(), *arguments],
+        cwd=cwd, env={"PATH": os.environ.get("PATH", os.defpath), **_ENVIRONMENT}, start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        pass_fds=() if keep is None else (keep,),
+    )  # fmt: skip
+    with process:
+        try:
+            stdout, stderr = process.communicate(timeout=_GIT_SECONDS)
+        except BaseException as error:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise Unreachable(f"git did not answer within {_GIT_SECONDS:.0f} s") from None
+            raise
+    message = stderr.decode(errors="replace")
+    if process.returncode == 0:
+        return stdout
+    if "No space left on device" in message or "Disk quota exceeded" in message:
+        raise DiskFull(f"no space left for git in {str(cwd)!r}; free some and run again")
+    raise _Failed(arguments, message)
+
+
+@contextmanager
+def _naming_remote_errors() -> Iterator[None]:
+    """Translate what git says about the other side into the errors that decide what happens next."""
+    try:
+        yield
+    except _Failed as error:
+        said = error.stderr
+        if re.search(
+            r"(?i)authentication failed|could not read (username|password)|permission denied \(|error: 40[13]", said
+        ):
+            raise AuthFailed(f"the git remote refuses our credentials: {_short(said)}") from None
+        if re.search(r"stale info|fetch first|failed to update ref|cannot lock ref", said):
+            raise Unreachable(f"the branch moved meanwhile, run again: {_short(said)}") from None
+        if re.search(
+            r"(?i)not appear to be a git repos|not found|does not exist|not a git repos|mismatched|rejected", said
+        ):
+            raise ConfigError(f"the git remote cannot be used as it is set: {_short(said)}") from None
+        raise Unreachable(f"the git remote cannot be reached: {_short(said)}") from None
+
+
+def _short(text: str) -> str:
+    """The last lines of git's message, without passwords in addresses, on one line."""
+    lines = [line for line in _redacted(text).splitlines() if line.strip() and not line.startswith("hint:")]
+    return repr(" | ".join(lines)[-500:])
+
+
+def _redacted(text: str) -> str:
+    return re.sub(r"://[^/@\s]+@", "://***@", text)
+
+
+def _is_address(source: str) -> bool:
+    return "://" in source or (":" in source.split("/", 1)[0] and not Path(source).exists())
+
+
+def _checked_source(source: str) -> str:
+    """A URL as it is, a path made absolute. Raises ConfigError for a path where no repository is."""
+    if _is_address(source):
+        return source
+    path = Path(source).expanduser().absolute()
+    if not path.is_dir():
+        raise ConfigError(f"there is no folder {str(path)!r}; correct the repository's path")
+    if not ((path / ".git").exists() or (path / "HEAD").is_file()):
+        raise ConfigError(f"{str(path)!r} is not a git repository; name its top folder, or run `git init` there")
+    return str(path)
+
+
+def _server(program: str, source: str) -> tuple[str, ...]:
+    """Run the other side of a local repository without its hooks, also when it belongs to another user."""
+    local = not _is_address(source) or source.startswith("file://")
+    return (f"--{program}={_SERVER} {program}",) if local else ()
+
+
+def _init_bare(path: Path) -> None:
+    """Make a bare repository unless a whole one is there; `git init` is complete only when renamed into place."""
+    if (path / "HEAD").is_file() and (path / "config").is_file() and (path / "objects").is_dir():
+        return
+    with naming_a_full_disk("a bare repository"):
+        _delete(path)
+        new = path.with_name(path.name + ".new")
+        _delete(new)
+        _git("init", "--quiet", "--bare", "--template=", "--initial-branch=main", str(new), cwd=path.parent)
+        new.rename(path)
+
+
+@contextmanager
+def _file_lock(path: Path) -> Iterator[int]:
+    """An exclusive lock that ends with its holders, however they end. The file itself means nothing."""
+    with naming_a_full_disk("a lock file"), path.open("a") as file:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise InfraError(
+                        f"{str(path)!r} has been locked for {_LOCK_SECONDS:.0f} s; is a git stuck?"
+                    ) from None
+                time.sleep(0.05)
+        yield file.fileno()
+
+
+def _remove_inside(root: Path, path: Path) -> None:
+    """Delete `path`, which must lie inside the root with no link on the way (WS1)."""
+    root = root.resolve()
+    if path == root or not path.is_relative_to(root) or path.resolve() != path:
+        raise ConfigError(
+            f"{str(path)!r} leads out of the worktree folder {str(root)!r}; remove the link that is there"
+        )
+    for parent in reversed(path.relative_to(root).parents[:-1]):
+        if (root / parent).exists() and not (root / parent).is_dir():
+            _delete(root / parent)
+    _delete(path)
+
+
+def _delete(path: Path) -> None:
+    """Delete a file, link or folder, also one whose folders were made unreadable. Follows no link."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path, onerror=_open_up_and_retry)
+
+
+def _open_up_and_retry(function: Callable[..., object], name: str, _: object) -> None:
+    for folder in (Path(name).parent, Path(name)):
+        if folder.is_dir() and not folder.is_symlink():
+            folder.chmod(0o700)
+    if Path(name).is_dir() and not Path(name).is_symlink():
+        shutil.rmtree(name)
+    else:
+        Path(name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _entry(root: Path, path: str, *, make: bool = False) -> Iterator[tuple[int | None, str]]:
+    """The folder of `path` (opened without following a link; None when missing) and the name in it.
+
+    What is wrong with the path becomes InvalidOutput, a full disk DiskFull.
+    """
+    parts = _checked_parts(path)
+    with ExitStack() as opened, naming_a_full_disk(f"the file {path!r}"):
+        try:
+            folder: int | None = _open_folder(str(root), None, opened)
+            for part in parts[:-1]:
+                if make:
+                    with suppress(FileExistsError):
+                        os.mkdir(part, dir_fd=folder)
+                folder = None if folder is None else _open_folder(part, folder, opened)
+            yield folder, parts[-1]
+        except OSError as error:
+            if error.errno not in _PATH_ERRORS:
+                raise
+            raise InvalidOutput(f"{path!r} cannot be used in the repository: {error.strerror}") from None
+
+
+def _open_folder(name: str, folder: int | None, opened: ExitStack) -> int | None:
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+    except FileNotFoundError:
+        return None
+    opened.callback(os.close, descriptor)
+    return descriptor
+
+
+def _checked_parts(path: str) -> tuple[str, ...]:
+    """The parts of a path inside a repository. Raises InvalidOutput for every other path."""
+    parts = path.split("/")
+    if "\0" in path or any(part in ("", ".", "..") for part in parts) or not path.isprintable():
+        raise InvalidOutput(f"{path!r} is not a path inside the repository")
+    if any(_is_git_name(part) for part in parts):
+        raise InvalidOutput(f"{path!r} belongs to git itself and cannot be written")
+    return tuple(parts)
+
+
+def _is_git_name(part: str) -> bool:
+    """`.git` under any of the names that some file system takes for it."""
+    return re.fullmatch(r"(\.git|git~\d+)[ .]*(:.*)?", part.casefold()) is not None
+
+
+def _tree_entry(entry: bytes) -> tuple[str, str | None]:
+    """Mode and path of a line of `ls-tree -z`; the path is None when it is not UTF-8."""
+    head, _, path = entry.partition(b"\t")
+    try:
+        return head[:6].decode(), path.decode()
+    except UnicodeDecodeError:
+        return head[:6].decode(), None
+
+
+_STATUS: dict[str, Literal["added", "modified", "deleted", "renamed", "retyped"]] = {
+    "A": "added", "M": "modified", "D": "deleted", "R": "renamed", "T": "retyped",
+}  # fmt: skip
+
+
+def _changed_files(fields: list[str]) -> list[ChangedFile]:
+    """Parse `diff-tree -z --raw --numstat`: first all raw entries, then one count for each."""
+    rest = iter(fields)
+    entries: list[tuple[list[str], str | None, str]] = []
+    lines: dict[str, tuple[int, int]] = {}
+    for field in rest:
+        if field.startswith(":"):
+            meta, path = field[1:].split(" "), next(rest)
+            previous, path = (path, next(rest)) if meta[4][0] == "R" else (None, path)
+            entries.append((meta, previous, path))
+        elif field:
+            added, removed, path = field.split("\t", 2)
+            if not path:  # a rename: the old and the new name follow
+                next(rest)
+                path = next(rest)
+            lines[path] = (int(added) if added != "-" else 0, int(removed) if removed != "-" else 0)
+    return [
+        ChangedFile(
+            path=path, previous=previous, status=_STATUS[meta[4][0]], mode=meta[1], previous_mode=meta[0],
+            added=lines[path][0], removed=lines[path][1],
+        )
+        for meta, previous, path in entries
+    ]  # fmt: skip
+
+
+def _file_violations(file: ChangedFile, protected_paths: Sequence[str]) -> Iterator[str]:
+    names = [name for name in (file.previous, file.path) if name is not None]
+    for name in names:
+        rule = next((pattern for pattern in protected_paths if _covers(pattern, name)), None)
+        if rule is not None:
+            yield f"{name!r} is protected (rule {rule!r}) and must not change."
+        if any(_is_git_name(part) for part in name.split("/")):
+            yield f"{name!r} belongs to git itself."
+    if file.mode == "120000":
+        yield f"{file.path!r} is a symbolic link; links are not accepted."
+    if "160000" in (file.mode, file.previous_mode) or names[-1].casefold() == ".gitmodules":
+        yield f"{file.path!r} changes a submodule."
+
+
+def _covers(pattern: str, path: str) -> bool:
+    """A glob covers a file and all below it, in any case; `*` crosses folders and `**/` may stand for none."""
+    plain = pattern.casefold().removeprefix("./").strip("/")
+    forms = {plain, plain.removeprefix("**/"), plain.replace("/**/", "/")}
+    return any(fnmatch.fnmatchcase(path.casefold(), form + end) for form in forms for end in ("", "/*"))
+
+
+def _commit_error(output: str) -> InvalidOutput | DiskFull:
+    if "No space left on device" in output:
+        return DiskFull("no space left for a commit; free some and run again")
+    return InvalidOutput(f"the change cannot be committed: {_short(output)}")
+
+
+def _linked_git_dirs(checkout: Path) -> list[Path]:
+    """Where the repository of a linked worktree is; nothing for an ordinary checkout."""
+    pointer = checkout / ".git"
+    if not pointer.is_file():
+        return []
+    git_dir = (checkout / pointer.read_text().removeprefix("gitdir:").strip()).resolve()
+    common = git_dir / "commondir"
+    return [(git_dir / common.read_text().strip()).resolve() if common.is_file() else git_dir]

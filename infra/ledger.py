@@ -1,0 +1,615 @@
+"""The ledger: what happened to every ticket, in PostgreSQL, and what it cost. Tables, writes that may be repeated, reads.
+
+Every write is one short transaction, so a process may die between any two. Texts are stored without secrets.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict
+from pydantic_core import to_jsonable_python
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Engine,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    MetaData,
+    Numeric,
+    Select,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    func,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from infra.boards import Ticket
+from infra.errors import ConfigError
+from infra.llm import Frozen, Usage
+from infra.migrations import HEAD
+from infra.postgres import database_error, open_databases
+from infra.pull_requests import PullRequest
+from infra.redaction import redact
+from infra.settings import Settings
+
+SCHEMA = "darkfactory_ledger"
+"""Not `darkfactory`: PostgreSQL looks first into the schema named like the user, so a user `darkfactory` would make
+Prefect keep its tables, and look for its own `alembic_version`, among ours."""
+_MIGRATION_LOCK = 7_203_772
+
+AttemptOutcome = Literal["accepted", "rejected", "infra_failed", "work_failed", "cancelled"]
+BURNING: tuple[AttemptOutcome, ...] = ("work_failed", "rejected")
+"""Ends that the ticket caused. Faults of machines and providers, and cancelling, never burn an attempt (RB8)."""
+
+
+class Table(DeclarativeBase):
+    """All tables live in our own schema, so one database can hold Prefect's tables too."""
+
+    metadata = MetaData(
+        schema=SCHEMA,
+        naming_convention={
+            "pk": "pk_%(table_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+        },
+    )
+    type_annotation_map = {
+        str: Text(),
+        int: BigInteger(),
+        datetime: DateTime(timezone=True),
+        dict[str, Any]: JSONB(),
+        list[str]: JSONB(),
+    }
+
+
+class TicketTable(Table):
+    """A ticket as it was last seen on its board. `state` is the board's word."""
+
+    __tablename__ = "tickets"
+    board: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    repository: Mapped[str]
+    title: Mapped[str]
+    state: Mapped[str]
+    revision: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class AttemptTable(Table):
+    """One try at one revision of a ticket on one base commit; open while `ended_at` is null."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (
+        ForeignKeyConstraint(["board", "ticket"], [TicketTable.board, TicketTable.key]),
+        UniqueConstraint("board", "ticket", "number"),
+        CheckConstraint(
+            "outcome in ('accepted', 'rejected', 'infra_failed', 'work_failed', 'cancelled')", name="outcome_known"
+        ),
+        CheckConstraint("(outcome is null) = (ended_at is null)", name="ended_with_outcome"),
+    )
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    board: Mapped[str]
+    ticket: Mapped[str]
+    number: Mapped[int]
+    revision: Mapped[str]
+    base_sha: Mapped[str]
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    ended_at: Mapped[datetime | None]
+    outcome: Mapped[str | None]
+    failure_class: Mapped[str | None]
+    error: Mapped[str | None]
+
+
+class SessionTable(Table):
+    """One model call or agent session with the provider's own usage numbers. `call_key` makes it count once (OB3)."""
+
+    __tablename__ = "sessions"
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    call_key: Mapped[str] = mapped_column(unique=True)
+    attempt: Mapped[int] = mapped_column(ForeignKey(AttemptTable.id), index=True)
+    role: Mapped[str]
+    candidate: Mapped[int | None]
+    round: Mapped[int]
+    model: Mapped[str]
+    node: Mapped[str]
+    prompt_tokens: Mapped[int]
+    cached_tokens: Mapped[int]
+    completion_tokens: Mapped[int]
+    calls: Mapped[int]
+    seconds: Mapped[float]
+    cost_usd: Mapped[float] = mapped_column(Numeric(18, 9, asdecimal=False))
+    at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class EventTable(Table):
+    """Something that happened, in the order it was told. Appended to, never changed."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index(None, "board", "ticket", "id"),)
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    attempt: Mapped[int | None] = mapped_column(ForeignKey(AttemptTable.id))
+    board: Mapped[str]
+    ticket: Mapped[str]
+    at: Mapped[datetime] = mapped_column(server_default=func.now())
+    kind: Mapped[str]
+    message: Mapped[str]
+    data: Mapped[dict[str, Any]]
+
+
+class VerdictTable(Table):
+    """The judge's decision of one round with the evidence it stands on."""
+
+    __tablename__ = "verdicts"
+    attempt: Mapped[int] = mapped_column(ForeignKey(AttemptTable.id), primary_key=True)
+    round: Mapped[int] = mapped_column(primary_key=True)
+    candidate_sha: Mapped[str]
+    decision: Mapped[str]
+    reasons: Mapped[list[str]]
+    evidence: Mapped[dict[str, Any]]
+    at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class PullRequestTable(Table):
+    """Where a ticket's branch was published."""
+
+    __tablename__ = "pull_requests"
+    __table_args__ = (ForeignKeyConstraint(["board", "ticket"], [TicketTable.board, TicketTable.key]),)
+    board: Mapped[str] = mapped_column(primary_key=True)
+    ticket: Mapped[str] = mapped_column(primary_key=True)
+    branch: Mapped[str] = mapped_column(primary_key=True)
+    url: Mapped[str]
+    head_sha: Mapped[str]
+    state: Mapped[str]
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Row(Frozen):
+    """A value read from the ledger. Times are aware."""
+
+    model_config = ConfigDict(from_attributes=True, extra="ignore")
+
+
+class Attempt(Row):
+    id: int
+    ticket: str
+    number: int
+    revision: str
+    base_sha: str
+    started_at: datetime
+    ended_at: datetime | None = None
+    outcome: AttemptOutcome | None = None
+    failure_class: str | None = None
+    error: str | None = None
+
+
+class RecordedVerdict(Row):
+    attempt: int
+    round: int
+    candidate_sha: str
+    decision: str
+    reasons: tuple[str, ...]
+    evidence: dict[str, Any]
+    at: datetime
+
+
+class Event(Row):
+    attempt: int | None
+    at: datetime
+    kind: str
+    message: str
+    data: dict[str, Any]
+
+
+class RecordedPullRequest(Row):
+    branch: str
+    url: str
+    head_sha: str
+    state: str
+
+
+class TicketRow(Row):
+    """One line of `darkfactory status`. `decision` is the judge's last; `updated_at` the time of the last thing told."""
+
+    key: str
+    title: str
+    repository: str
+    state: str
+    attempts: int
+    decision: str | None = None
+    pull_request: str | None = None
+    tokens: int
+    cached_share: float
+    """Part of the prompt tokens that the provider did not read again, 0 to 1."""
+    seconds: float
+    cost_usd: float
+    last_event: str | None = None
+    updated_at: datetime
+
+
+class TicketHistory(Row):
+    """Everything about one ticket, oldest first, for `darkfactory show`."""
+
+    key: str
+    title: str
+    repository: str
+    state: str
+    attempts: tuple[Attempt, ...] = ()
+    usage_by_role: dict[str, Usage] = {}
+    verdicts: tuple[RecordedVerdict, ...] = ()
+    events: tuple[Event, ...] = ()
+    pull_request: RecordedPullRequest | None = None
+
+
+def open_ledger(settings: Settings, board: str = "folder") -> Ledger:
+    """The ledger for the tickets of `board`, migrated to the newest schema. Close it, or use it in a `with`.
+
+    Raises Unreachable, AuthFailed, and ConfigError (also when the ledger was written by a newer version).
+    """
+    ledger = Ledger(open_databases(settings).ledger, board)
+    try:
+        ledger.migrate()
+    except BaseException:
+        ledger.close()
+        raise
+    return ledger
+
+
+class Ledger:
+    """Reads and writes for the tickets of one board. All methods block; they may be called from several threads.
+
+    Raises Unreachable when the database does not answer; a later call connects anew.
+    """
+
+    def __init__(self, url: str, board: str) -> None:
+        self.board = board
+        self._url = url
+        self._engine: Engine = create_engine(
+            url,
+            pool_pre_ping=True,
+            pool_size=2,
+            max_overflow=8,
+            hide_parameters=True,
+            connect_args={"connect_timeout": 10},
+        )
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def migrate(self) -> None:
+        """Bring the schema to `HEAD`: one transaction, one process at a time, nothing to do when it is there."""
+        with self._transaction() as session:
+            if _schema_revision(session) != HEAD:
+                session.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+                _upgrade(session)
+
+    def record_ticket(self, ticket: Ticket, repository: str) -> None:
+        """Remember the ticket as it is now; `updated_at` moves only when something changed."""
+        seen = {
+            "repository": repository,
+            "title": _clean(ticket.title),
+            "state": _clean(ticket.state),
+            "revision": ticket.revision,
+        }
+        new = insert(TicketTable).values(board=self.board, key=ticket.key, **seen)
+        changed = new.on_conflict_do_update(
+            index_elements=["board", "key"],
+            set_={**seen, "updated_at": func.now()},
+            where=func.row(*(getattr(TicketTable, name) for name in seen)).is_distinct_from(func.row(*seen.values())),
+        )
+        with self._transaction() as session:
+            session.execute(changed)
+
+    def start_attempt(self, ticket_key: str, base_sha: str, revision: str) -> Attempt:
+        """The open attempt at this revision on this base (a resumed run), else a new one with the next number.
+
+        An open attempt at an older revision or base is ended as cancelled. Raises ConfigError for an unknown ticket.
+        """
+        with self._transaction() as session:
+            self._lock_ticket(session, ticket_key)
+            last = session.scalars(self._attempts(ticket_key).order_by(AttemptTable.number.desc()).limit(1)).first()
+            if last and last.ended_at is None:
+                if (last.base_sha, last.revision) == (base_sha, revision):
+                    return Attempt.model_validate(last)
+                last.ended_at, last.outcome, last.error = _now(session), "cancelled", "the ticket or its base changed"
+            fresh = AttemptTable(
+                board=self.board,
+                ticket=ticket_key,
+                number=last.number + 1 if last else 1,
+                base_sha=base_sha,
+                revision=revision,
+            )
+            session.add(fresh)
+            session.flush()
+            session.refresh(fresh)
+            return Attempt.model_validate(fresh)
+
+    def end_attempt(
+        self, attempt_id: int, outcome: AttemptOutcome, failure_class: str | None = None, error: str | None = None
+    ) -> None:
+        """Close the attempt. The first end stays: a process that comes back late changes nothing."""
+        ended = update(AttemptTable).where(AttemptTable.id == attempt_id, AttemptTable.ended_at.is_(None))
+        with self._transaction() as session:
+            session.execute(
+                ended.values(
+                    ended_at=func.now(),
+                    outcome=outcome,
+                    failure_class=failure_class,
+                    error=None if error is None else _clean(error),
+                )
+            )
+
+    def burnt_attempts(self, ticket_key: str) -> int:
+        """Attempts that failed because of the ticket (RB8)."""
+        burnt = self._attempts(ticket_key).where(AttemptTable.outcome.in_(BURNING))
+        with self._transaction() as session:
+            return len(session.scalars(burnt).all())
+
+    def record_session(
+        self,
+        attempt_id: int,
+        call_key: str,
+        role: str,
+        usage: Usage,
+        model: str,
+        candidate: int | None = None,
+        round: int = 0,
+    ) -> None:
+        """Count one call's usage. The same `call_key` counts once, whoever repeats it (OB3)."""
+        new = insert(SessionTable).values(
+            attempt=attempt_id,
+            call_key=call_key,
+            role=role,
+            model=model,
+            candidate=candidate,
+            round=round,
+            node=platform.node(),
+            **usage.model_dump(),
+        )
+        with self._transaction() as session:
+            session.execute(new.on_conflict_do_nothing(index_elements=["call_key"]))
+
+    def record_event(
+        self, attempt_id: int | None, ticket_key: str, kind: str, message: str, data: Mapping[str, Any] | None = None
+    ) -> None:
+        """Append to the event log. Repeating appends again, because it did happen again."""
+        with self._transaction() as session:
+            session.execute(
+                insert(EventTable).values(
+                    attempt=attempt_id,
+                    board=self.board,
+                    ticket=ticket_key,
+                    kind=kind,
+                    message=_clean(message),
+                    data=_clean_json(dict(data or {})),
+                )
+            )
+
+    def record_verdict(
+        self,
+        attempt_id: int,
+        round: int,
+        candidate_sha: str,
+        decision: str,
+        reasons: Sequence[str],
+        evidence: Mapping[str, Any],
+    ) -> None:
+        """The verdict of a round; a repeated round replaces its verdict."""
+        values = {
+            "candidate_sha": candidate_sha,
+            "decision": decision,
+            "reasons": [_clean(reason) for reason in reasons],
+            "evidence": _clean_json(dict(evidence)),
+        }
+        new = insert(VerdictTable).values(attempt=attempt_id, round=round, **values)
+        with self._transaction() as session:
+            session.execute(new.on_conflict_do_update(index_elements=["attempt", "round"], set_=values))
+
+    def record_pull_request(self, ticket_key: str, pull_request: PullRequest) -> None:
+        """Where the ticket's branch is published now."""
+        values = {"url": pull_request.url, "head_sha": pull_request.head_sha, "state": pull_request.state}
+        new = insert(PullRequestTable).values(board=self.board, ticket=ticket_key, branch=pull_request.branch, **values)
+        with self._transaction() as session:
+            session.execute(
+                new.on_conflict_do_update(
+                    index_elements=["board", "ticket", "branch"], set_={**values, "updated_at": func.now()}
+                )
+            )
+
+    def usage_of(self, ticket_key: str) -> Usage:
+        """Sum over all attempts and roles."""
+        return sum(self.usage_by_role(ticket_key).values(), Usage())
+
+    def usage_by_role(self, ticket_key: str) -> dict[str, Usage]:
+        """Sum over all attempts, per role."""
+        names = tuple(Usage.model_fields)
+        sums = [func.sum(getattr(SessionTable, name)).label(name) for name in names]
+        query = (
+            select(SessionTable.role, *sums)
+            .join(AttemptTable, AttemptTable.id == SessionTable.attempt)
+            .where(AttemptTable.board == self.board, AttemptTable.ticket == ticket_key)
+            .group_by(SessionTable.role)
+            .order_by(func.min(SessionTable.id))
+        )
+        with self._transaction() as session:
+            return {
+                row.role: Usage.model_validate({n: getattr(row, n) for n in names}) for row in session.execute(query)
+            }
+
+    def overview(self, limit: int = 50) -> list[TicketRow]:
+        """The tickets that something happened to last, newest first."""
+        with self._transaction() as session:
+            rows = session.execute(text(_OVERVIEW), {"board": self.board, "limit": limit})
+            return [TicketRow.model_validate(dict(row)) for row in rows.mappings()]
+
+    def history(self, ticket_key: str) -> TicketHistory:
+        """Everything known about the ticket. Raises ConfigError for one that was never recorded."""
+        usage = self.usage_by_role(ticket_key)
+        with self._transaction() as session:
+            ticket = session.get(TicketTable, (self.board, ticket_key))
+            if ticket is None:
+                raise ConfigError(
+                    f"ticket {ticket_key!r} was never worked on; `darkfactory status` lists those that were"
+                )
+            attempts = session.scalars(self._attempts(ticket_key).order_by(AttemptTable.number)).all()
+            verdicts = session.scalars(
+                select(VerdictTable)
+                .where(VerdictTable.attempt.in_([attempt.id for attempt in attempts]))
+                .order_by(VerdictTable.attempt, VerdictTable.round)
+            )
+            events = session.scalars(
+                select(EventTable)
+                .where(EventTable.board == self.board, EventTable.ticket == ticket_key)
+                .order_by(EventTable.id)
+            )
+            pull_request = session.scalars(
+                select(PullRequestTable)
+                .where(PullRequestTable.board == self.board, PullRequestTable.ticket == ticket_key)
+                .order_by(PullRequestTable.updated_at.desc())
+            ).first()
+            return TicketHistory(
+                key=ticket.key,
+                title=ticket.title,
+                repository=ticket.repository,
+                state=ticket.state,
+                attempts=tuple(map(Attempt.model_validate, attempts)),
+                usage_by_role=usage,
+                verdicts=tuple(map(RecordedVerdict.model_validate, verdicts)),
+                events=tuple(map(Event.model_validate, events)),
+                pull_request=RecordedPullRequest.model_validate(pull_request) if pull_request else None,
+            )
+
+    def _attempts(self, ticket_key: str) -> Select[AttemptTable]:
+        return select(AttemptTable).where(AttemptTable.board == self.board, AttemptTable.ticket == ticket_key)
+
+    def _lock_ticket(self, session: Session, ticket_key: str) -> None:
+        """Two starters of the same ticket wait for each other here, so both get the same attempt."""
+        if session.get(TicketTable, (self.board, ticket_key), with_for_update=True) is None:
+            raise ConfigError(f"ticket {ticket_key!r} is not in the ledger; record it before an attempt is started")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Session]:
+        try:
+            with Session(self._engine, expire_on_commit=False) as session, session.begin():
+                yield session
+        except DBAPIError as error:
+            if isinstance(error.orig, Exception) and _is_ours_to_explain(error):
+                raise database_error(self._url, error.orig) from error
+            raise
+
+
+def _is_ours_to_explain(error: DBAPIError) -> bool:
+    """The connection, the rights or the disk; anything else (a broken constraint, bad SQL) is a bug and stays visible."""
+    state = getattr(error.orig, "sqlstate", None)
+    return error.connection_invalidated or state is None or state[:2] in ("08", "28", "53", "57") or state == "42501"
+
+
+def _now(session: Session) -> datetime:
+    return session.scalars(select(func.now())).one()
+
+
+def _schema_revision(session: Session) -> str | None:
+    """The revision in the database, or None for an empty one."""
+    table = f"{SCHEMA}.alembic_version"
+    if session.scalar(text("select to_regclass(:table)"), {"table": table}) is None:
+        return None
+    revision: str | None = session.scalar(text(f"select version_num from {table}"))  # noqa: S608 - a constant
+    return revision
+
+
+def _upgrade(session: Session) -> None:
+    from alembic import command  # deferred: half the cost of opening a ledger, and needed once per version
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    session.execute(text(f"create schema if not exists {SCHEMA}"))
+    config = Config(attributes={"connection": session.connection()})
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise ConfigError(f"the ledger was written by a newer darkfactory ({error}); install that version") from error
+
+
+def _clean(value: str) -> str:
+    """Without secrets, and without what PostgreSQL cannot hold (NUL, lone surrogates)."""
+    return redact(value).replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+
+
+def _clean_json(value: Any) -> Any:
+    """`value` as JSON with every text cleaned; models, times and paths become text, NaN and infinity become null."""
+    return _clean_texts(to_jsonable_python(value, inf_nan_mode="null", fallback=str))
+
+
+def _clean_texts(value: Any) -> Any:
+    match value:
+        case str():
+            return _clean(value)
+        case dict():
+            return {_clean(key): _clean_texts(each) for key, each in value.items()}
+        case list():
+            return [_clean_texts(each) for each in value]
+        case float() if value != value or value in (float("inf"), float("-inf")):
+            return None
+        case _:
+            return value
+
+
+_OVERVIEW = f"""
+select ticket.key, ticket.title, ticket.repository, ticket.state,
+       tried.attempts, verdict.decision, published.url as pull_request,
+       used.tokens, used.cached_share, used.seconds, used.cost_usd, event.message as last_event,
+       greatest(ticket.updated_at, tried.at, used.at, event.at, verdict.at, published.updated_at) as updated_at
+from {SCHEMA}.tickets ticket
+cross join lateral (
+    select count(*) as attempts, max(coalesce(ended_at, started_at)) as at
+    from {SCHEMA}.attempts where board = ticket.board and ticket = ticket.key
+) tried
+cross join lateral (
+    select coalesce(sum(prompt_tokens + completion_tokens), 0) as tokens,
+           coalesce(sum(cached_tokens)::float / nullif(sum(prompt_tokens), 0), 0) as cached_share,
+           coalesce(sum(seconds), 0) as seconds, coalesce(sum(cost_usd), 0) as cost_usd, max(session.at) as at
+    from {SCHEMA}.sessions session join {SCHEMA}.attempts attempt on attempt.id = session.attempt
+    where attempt.board = ticket.board and attempt.ticket = ticket.key
+) used
+left join lateral (
+    select verdict.decision, verdict.at
+    from {SCHEMA}.verdicts verdict join {SCHEMA}.attempts attempt on attempt.id = verdict.attempt
+    where attempt.board = ticket.board and attempt.ticket = ticket.key
+    order by attempt.number desc, verdict.round desc limit 1
+) verdict on true
+left join lateral (
+    select url, updated_at from {SCHEMA}.pull_requests
+    where board = ticket.board and ticket = ticket.key order by updated_at desc limit 1
+) published on true
+left join lateral (
+    select message, at from {SCHEMA}.events
+    where board = ticket.board and ticket = ticket.key order by id desc limit 1
+) event on true
+where ticket.board = :board
+order by updated_at desc, ticket.key
+limit :limit
+"""  # noqa: S608 - only the constant schema is put in

@@ -1,0 +1,135 @@
+"""A forge in a folder: a pull request is one Markdown file, named like its branch with `--` for `/`.
+
+People read it, and may set `draft: false` or `state: merged` in its front matter; publishing keeps their `draft`.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import AwareDatetime, Field, ValidationError
+
+from infra.errors import ConfigError
+from infra.files import write_atomically
+from infra.llm import Frozen
+from infra.pull_requests import PullRequest
+from infra.settings import Settings
+
+_BRANCH = re.compile(r"(?![.-])[^\s\x00-\x1f\x7f~^:?*\[\\]{1,200}")
+_FRONT_MATTER = re.compile(r"---\r?\n(.*?)^---\r?(?:\n|\Z)", re.S | re.M)
+
+
+class _Head(Frozen):
+    """The front matter of a pull request's file."""
+
+    branch: str
+    base: str
+    head_sha: str
+    title: str
+    draft: bool = True
+    state: Literal["open", "closed", "merged"] = "open"
+    closed_because: str = ""
+    opened: AwareDatetime
+    updated: AwareDatetime
+
+
+class _Saved(Frozen):
+    head: _Head
+    body: str = Field(repr=False)
+
+
+def open_forge(settings: Settings) -> FolderForge:
+    """The forge in the folder `pull-requests` of the home folder."""
+    return FolderForge(settings.root / "pull-requests")
+
+
+class FolderForge:
+    """Pull requests as files of `folder`: one per branch for ever, so it can never be opened twice."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def find(self, branch: str) -> PullRequest | None:
+        """The branch's pull request in whatever state. Raises ConfigError for a file that cannot be understood."""
+        saved = self._load(branch)
+        return self._pull_request(saved) if saved else None
+
+    def publish(self, *, branch: str, base: str, head_sha: str, title: str, body: str) -> PullRequest:
+        """Open the draft, or bring the file up to date and open again what was closed. The same again writes nothing."""
+        old = self._load(branch)
+        now = datetime.now(UTC).replace(microsecond=0)
+        head = _Head(
+            branch=branch,
+            base=base,
+            head_sha=head_sha,
+            title=" ".join(_storable(title).split()),
+            draft=old.head.draft if old else True,
+            opened=old.head.opened if old else now,
+            updated=old.head.updated if old else now,
+        )
+        new = _Saved(head=head, body=_storable(body))
+        if new != old:
+            new = _Saved(head=head.model_copy(update={"updated": now}), body=new.body)
+            self._save(new)
+        return self._pull_request(new)
+
+    def close(self, branch: str, reason: str) -> None:
+        """Close the branch's open pull request; nothing happens when there is none or it is not open."""
+        saved = self._load(branch)
+        if saved is None or saved.head.state != "open":
+            return
+        now = datetime.now(UTC).replace(microsecond=0)
+        because = " ".join(_storable(reason).split())
+        head = saved.head.model_copy(update={"state": "closed", "closed_because": because, "updated": now})
+        self._save(_Saved(head=head, body=saved.body))
+
+    def _path(self, branch: str) -> Path:
+        if not _BRANCH.fullmatch(branch) or ".." in branch:
+            raise ConfigError(f"{branch!r} is not a branch name that can be published")
+        return self.folder / f"{branch.replace('/', '--')}.md"
+
+    def _load(self, branch: str) -> _Saved | None:
+        path = self._path(branch)
+        try:
+            text = path.read_bytes().decode()
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the pull request {str(path)!r} cannot be read: {error}; mend or remove it") from error
+        saved = _parse(path, text)
+        if saved.head.branch != branch:
+            raise ConfigError(
+                f"{str(path)!r} belongs to branch {saved.head.branch!r}, not {branch!r}; rename one of them"
+            )
+        return saved
+
+    def _save(self, saved: _Saved) -> None:
+        """Values are quoted by YAML on one line each, so no title can end the front matter."""
+        head = saved.head.model_dump(exclude=set() if saved.head.closed_because else {"closed_because"})
+        front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=1_000_000)
+        write_atomically(self._path(saved.head.branch), f"---\n{front}---\n{saved.body}".encode())
+
+    def _pull_request(self, saved: _Saved) -> PullRequest:
+        head: dict[str, Any] = saved.head.model_dump(include={"branch", "base", "head_sha", "title", "draft", "state"})
+        return PullRequest(**head, body=saved.body, url=self._path(saved.head.branch).absolute().as_uri())
+
+
+def _parse(path: Path, text: str) -> _Saved:
+    found = _FRONT_MATTER.match(text)
+    try:
+        head = _Head.model_validate(yaml.safe_load(found.group(1)) if found else {})
+    except (yaml.YAMLError, ValidationError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"the pull request {str(path)!r} cannot be understood: {reason}; mend or remove it"
+        ) from error
+    return _Saved(head=head, body=text[found.end() :] if found else "")
+
+
+def _storable(text: str) -> str:
+    """UTF-8 has no lone surrogates, which text decoded from hostile bytes may hold."""
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,44 @@
+"""Masking secrets in text before it is stored or logged: values of secret environment variables and known token shapes."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+MASK = "***"
+
+_SECRET_NAME = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD)$", re.IGNORECASE)
+_SHORTEST_SECRET = 8
+"""Shorter values (`1`, `true`, `local`) are not secrets, and masking them would make every text unreadable."""
+
+# Every repetition that a hostile text could make quadratic is bounded.
+_SHAPES: tuple[tuple[re.Pattern[str], str], ...] = (
+    (
+        re.compile(
+            r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z0-9 ]{0,40}PRIVATE KEY-----|\Z)", re.S
+        ),
+        MASK,
+    ),
+    (re.compile(r"(\b[a-z][a-z0-9+.\-]{0,30}://[^\s:/@]{0,200}):[^\s@/]{1,500}@", re.I), rf"\1:{MASK}@"),
+    (re.compile(r"(\bbearer\s{1,5})[A-Za-z0-9._~+/=\-]{8,}", re.I), rf"\1{MASK}"),
+    (re.compile(r"\bsk-[A-Za-z0-9_\-]{16,}"), MASK),
+    (re.compile(r"\b(?:gh[pousr]_|github_pat_)[A-Za-z0-9_]{16,}"), MASK),
+    (re.compile(r"\bxox[a-z]-[A-Za-z0-9\-]{8,}"), MASK),
+    (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), MASK),
+)
+
+
+def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
+    """`text` with secrets replaced by `***`. `environment` None: this process's own."""
+    for value in _secret_values(os.environ if environment is None else environment):
+        text = text.replace(value, MASK)
+    for shape, replacement in _SHAPES:
+        text = shape.sub(replacement, text)
+    return text
+
+
+def _secret_values(environment: Mapping[str, str]) -> list[str]:
+    """Longest first, so that a secret that contains another one is masked whole."""
+    named = {v for name, v in environment.items() if _SECRET_NAME.search(name) and len(v) >= _SHORTEST_SECRET}
+    return sorted(named, key=len, reverse=True)

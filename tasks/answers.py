@@ -1,0 +1,60 @@
+"""Structured answers: ask for a JSON object of a pydantic model and read it forgivingly, once more if it is unusable."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from infra.errors import InvalidOutput
+from tasks.asking import Asker, ask
+from tasks.models import Message, ModelRequest, Usage
+
+Answer = TypeVar("Answer", bound=BaseModel)
+
+
+def parse(text: str, shape: type[Answer]) -> Answer | None:
+    """The first JSON object in `text` that fits `shape`; None when there is none. Unknown fields are dropped."""
+    start = text.find("{")
+    while start >= 0:
+        try:
+            value, _ = json.JSONDecoder(strict=False).raw_decode(text[start:])
+            return shape.model_validate(_known(value, shape))
+        except (ValueError, ValidationError):
+            start = text.find("{", start + 1)
+    return None
+
+
+def _known(value: Any, shape: type[BaseModel]) -> Any:
+    return {k: v for k, v in value.items() if k in shape.model_fields} if isinstance(value, dict) else value
+
+
+async def ask_for(
+    shape: type[Answer], asker: Asker, request: ModelRequest, model: str
+) -> tuple[Answer | None, Usage]:
+    """Ask, and ask once more with the mistake named. The answer is None when both are unusable."""
+    request = request.model_copy(update={"json_schema": shape.model_json_schema()})
+    completion = await ask(asker, request, model)
+    answer = parse(completion.text, shape)
+    if answer is not None or completion.finish_reason == "length":
+        return answer, completion.usage
+    complaint = f"That was not a JSON object of this schema. Answer again with only that:\n{json.dumps(shape.model_json_schema())}"
+    again = request.model_copy(
+        update={
+            "messages": (
+                *request.messages,
+                Message(role="assistant", content=completion.text or "(nothing)"),
+                Message(role="user", content=complaint),
+            )
+        }
+    )
+    second = await ask(asker.model_copy(update={"sample": asker.sample + 1}), again, model)
+    return parse(second.text, shape), completion.usage + second.usage
+
+
+def required(answer: Answer | None, role: str) -> Answer:
+    """The answer, or InvalidOutput: for roles without which the ticket cannot go on."""
+    if answer is None:
+        raise InvalidOutput(f"the {role} answered twice in a form that cannot be used; try a more capable model")
+    return answer

@@ -1,0 +1,113 @@
+"""One question to the model: a box in the Prefect UI, asked once, answered once, paid once.
+
+The cache key holds everything that makes the answer what it is and no run id, so a killed run that starts again
+replays finished answers and a new round, attempt, sample or prompt asks anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from prefect import task
+from prefect.concurrency.asyncio import concurrency
+
+from infra.errors import CapacityUnavailable, RateLimited, Unreachable
+from tasks import progress, services
+from tasks.models import Completion, Frozen, Message, ModelRequest
+
+MODEL_LIMIT = "darkfactory-model"
+"""Name of the Prefect global concurrency limit that holds the node's model slots."""
+WAIT_FOR_RESET_SECONDS = 30.0
+"""A rate limit that resets later than this ends the run (nothing burnt) instead of holding a slot."""
+
+
+class Asker(Frozen):
+    """Who asks, for the ledger, the progress line and the cache key. `thought` counts what must be thought anew."""
+
+    ticket: str
+    attempt_id: int
+    thought: str
+    """Ticket revision, base commit and attempt number: the same words in the same thought get the same answer."""
+    role: str
+    prompt_version: str
+    candidate: int = 1
+    round: int = 1
+    sample: int = 1
+
+    @property
+    def label(self) -> str:
+        return f"{self.role} {self.candidate}.{self.round}.{self.sample}"
+
+
+def ask_key(asker: Asker, request: ModelRequest, model: str) -> str:
+    """Cache key and ledger key of one question."""
+    said = "\0".join([asker.model_dump_json(exclude={"attempt_id"}), request.model_dump_json(), model])
+    return f"ask-{hashlib.sha256(said.encode()).hexdigest()}"
+
+
+def worth_waiting_for(error: BaseException) -> bool:
+    """True for faults of a provider that pass in seconds; never for auth, money, bad requests or the model's work."""
+    if isinstance(error, RateLimited):
+        soon = datetime.now(UTC) + timedelta(seconds=WAIT_FOR_RESET_SECONDS)
+        return error.reset_at is not None and error.reset_at <= soon
+    return isinstance(error, Unreachable | CapacityUnavailable)
+
+
+async def _passes(task: Any, run: Any, state: Any) -> bool:
+    try:
+        await state.result()
+    except Exception as error:  # noqa: BLE001  the state re-raises whatever the step raised; only its class is read
+        return worth_waiting_for(error)
+    return False
+
+
+@task(
+    name="ask",
+    task_run_name="{asker.role} {asker.candidate}.{asker.round}.{asker.sample}",
+    persist_result=True,
+    cache_key_fn=lambda _, arguments: ask_key(**arguments),
+    retries=2,
+    retry_delay_seconds=[2, 10],
+    retry_condition_fn=_passes,
+)
+async def ask(asker: Asker, request: ModelRequest, model: str) -> Completion:
+    """Ask the configured model, which must be `model`. Raises what `ModelClient.complete` raises."""
+    client = await services.model()
+    started = time.monotonic()
+    pieces = 0
+
+    def on_text(_: str) -> None:
+        nonlocal pieces
+        pieces += 1
+        if pieces % 8 == 0:
+            elapsed = max(time.monotonic() - began, 0.001)
+            progress.report(
+                asker.ticket, phase="", role=asker.label, tokens=pieces, tokens_per_second=pieces / elapsed
+            )
+
+    async with concurrency(MODEL_LIMIT, strict=True, lease_duration=60):
+        began = time.monotonic()
+        completion = await client.complete(request, on_text)
+    services.ledger().record_session(
+        asker.attempt_id,
+        ask_key(asker, request, model),
+        asker.role,
+        completion.usage,
+        model,
+        asker.candidate,
+        asker.round,
+    )
+    progress.report(asker.ticket, phase="", role=asker.label, tokens=completion.usage.completion_tokens, done=True,
+                    message=f"answered in {time.monotonic() - started:.0f} s")  # fmt: skip
+    return completion
+
+
+def chat(prefix: str, system: str, instruction: str) -> tuple[Message, ...]:
+    """The shared prefix and, last, what this role is to do."""
+    return (Message(role="system", content=system), Message(role="user", content=f"{prefix}\n\n---\n{instruction}"))
+
+
+__all__ = ["MODEL_LIMIT", "Asker", "ask", "ask_key", "chat", "worth_waiting_for"]

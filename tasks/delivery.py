@@ -1,0 +1,51 @@
+"""The delivery archive of a ticket and what it cost: everything a run made, kept in the object store."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from prefect import task
+
+from infra.redaction import redact
+from tasks import paper, services
+from tasks.models import Audit, Candidate, Evidence, Job, Plan, Review, Usage, Verdict
+from tasks.scribe import cost_table
+
+
+@task(name="cost", task_run_name="cost")
+async def cost_so_far(job: Job) -> Usage:
+    """All calls of this ticket's attempts from the ledger, each counted once however often a run was resumed."""
+    usage = await asyncio.to_thread(services.ledger().usage_of, job.ticket.key)
+    await paper.leave(job, "cost", "\n".join(cost_table(job, usage)))
+    return usage
+
+
+@task(name="archive", task_run_name="archive")
+async def archive(
+    job: Job,
+    plan: Plan,
+    candidate: Candidate,
+    evidence: Evidence,
+    review: Review,
+    audits: tuple[Audit, ...],
+    verdict: Verdict,
+    usage: Usage,
+) -> None:
+    """`<ticket>/attempt-<n>/delivery.json` (plan, candidate, evidence, review, audits, verdict, usage) and `change.diff`."""
+    delivery = {
+        "ticket": job.ticket.model_dump(mode="json"),
+        "repository": job.repository.model_dump(mode="json"),
+        "model": job.model,
+        "plan": plan.model_dump(mode="json"),
+        "candidate": candidate.model_dump(mode="json"),
+        "evidence": evidence.model_dump(mode="json", exclude={"diff"}),
+        "review": review.model_dump(mode="json"),
+        "audits": [a.model_dump(mode="json") for a in audits],
+        "verdict": verdict.model_dump(mode="json"),
+        "usage": usage.model_dump(mode="json"),
+    }
+    folder = f"{job.ticket.key}/attempt-{job.attempt}"
+    put = services.objects().put
+    await asyncio.to_thread(put, f"{folder}/delivery.json", redact(json.dumps(delivery, indent=1, sort_keys=True)).encode())
+    await asyncio.to_thread(put, f"{folder}/change.diff", evidence.diff.encode())

@@ -1,0 +1,109 @@
+"""The judge: ACCEPT, REVISE or REJECT. Rules over evidence decide; a model's opinion can only make it stricter.
+
+With a small model the opinion is advice and changes nothing: a 1.5B rejects correct fixes with confidence
+(notes/llm.md). A capable model may turn ACCEPT into REVISE. Nothing turns failing evidence into ACCEPT.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from prefect import task
+from pydantic import BaseModel, Field
+
+from tasks import paper, services
+from tasks.answers import ask_for
+from tasks.asking import Asker, chat
+from tasks.context import SYSTEM, fenced
+from tasks.models import Brief, Candidate, Evidence, Job, ModelRequest, Plan, Review, Usage, Verdict
+from tasks.review import DIFF_CHARS, SMALL_DIFF_CHARS, facts
+
+PROMPT_VERSION = "judge-1"
+
+INSTRUCTION = """\
+This change was made for the ticket:
+{diff}
+
+What the factory measured: {facts}
+{review}
+You are the judge. Does the change do what the ticket asks, for every input, without harm? Answer with one JSON object: \
+{{"decision": "ACCEPT|REVISE", "reasons": [at most {reasons} short sentences], "must_fix": [only for REVISE: what has to \
+change]}}."""
+
+
+class Opinion(BaseModel):
+    decision: Literal["ACCEPT", "REVISE", "REJECT"] = "REVISE"
+    reasons: list[str] = Field(default=[], max_length=5)
+    must_fix: list[str] = Field(default=[], max_length=5)
+
+
+def objections(evidence: Evidence, candidate: Candidate) -> tuple[str, ...]:
+    """Everything measured that forbids ACCEPT, one sentence each.
+
+    Tests taken from the ticket itself must all pass. Tests a model wrote may be wrong, so those still red are an
+    objection only while no test of the ticket or of the repository speaks for the change.
+    """
+    from_ticket = {name for t in candidate.tests if t.tester == 0 for name in t.red}
+    by_model = {name for t in candidate.tests if t.tester != 0 for name in t.red}
+    said = list(evidence.failures)
+    said += [f"Units collide in {path}." for path in candidate.conflicts]
+    red = set(evidence.still_red)
+    if red & from_ticket:
+        said.append(f"The ticket's own example still fails: {', '.join(sorted(red & from_ticket))}")
+    elif red & by_model and not (set(evidence.fixed) - by_model):
+        said.append(f"{len(red & by_model)} of {len(by_model)} generated test(s) still fail.")
+    return tuple(said)
+
+
+def decide(evidence: Evidence, candidate: Candidate, opinion: Opinion | None, *, capable: bool, last_round: bool) -> Verdict:
+    """The rule. `opinion` is None when it could not be had; it is heard only from a capable model."""
+    against = objections(evidence, candidate)
+    advice = f"{opinion.decision}: {' '.join(opinion.reasons)}".strip() if opinion else "no usable opinion"
+    if against:
+        decision: Literal["REVISE", "REJECT"] = "REJECT" if last_round else "REVISE"
+        return Verdict(decision=decision, reasons=against, must_fix=against, advice=advice)
+    if capable and opinion and opinion.decision != "ACCEPT" and opinion.must_fix and not last_round:
+        return Verdict(decision="REVISE", reasons=tuple(opinion.reasons), must_fix=tuple(opinion.must_fix),
+                       advice=advice, decided_by="model")  # fmt: skip
+    proof = f"{len(evidence.fixed)} test(s) fail before the change and pass after it; nothing that passed fails."
+    return Verdict(decision="ACCEPT", reasons=(proof,), advice=advice)
+
+
+@task(name="judge", task_run_name="judge {round}")
+async def judge(
+    job: Job, brief: Brief, plan: Plan, candidate: Candidate, evidence: Evidence, review: Review, round: int
+) -> Verdict:
+    """The verdict of one round, written to the ledger. A change that evidence already refuses costs no opinion."""
+    last = round >= job.max_rounds
+    opinion, usage = None, Usage()
+    if not objections(evidence, candidate):
+        opinion, usage = await _opinion(job, brief, evidence, review, candidate.number, round)
+    verdict = decide(evidence, candidate, opinion, capable=job.tier == "capable", last_round=last)
+    verdict = verdict.model_copy(update={"usage": usage})
+    services.ledger().record_verdict(job.attempt_id, round, candidate.head_sha, verdict.decision, verdict.reasons,
+                                     evidence.model_dump(mode="json", exclude={"diff"}))  # fmt: skip
+    await paper.leave(job, f"verdict-{round}", as_markdown(verdict))
+    return verdict
+
+
+async def _opinion(
+    job: Job, brief: Brief, evidence: Evidence, review: Review, number: int, round: int
+) -> tuple[Opinion | None, Usage]:
+    asker = Asker(ticket=job.ticket.key, attempt_id=job.attempt_id, thought=job.thought, role="judge",
+                  prompt_version=PROMPT_VERSION, candidate=number, round=round)  # fmt: skip
+    small = job.tier == "small"
+    findings = "\n".join(f"- {f.severity}: {f.message} ({f.path}:{f.line})" for f in review.findings)
+    instruction = INSTRUCTION.format(
+        diff=fenced(evidence.diff[: SMALL_DIFF_CHARS if small else DIFF_CHARS], brief.nonce),
+        facts=facts(evidence),
+        review=f"The reviewer found:\n{findings}\n" if findings else "",
+        reasons=1 if small else 3,
+    )
+    request = ModelRequest(messages=chat(brief.prefix, SYSTEM, instruction), max_tokens=100 if small else 1_000, seed=job.seed)
+    return await ask_for(Opinion, asker, request, job.model)
+
+
+def as_markdown(verdict: Verdict) -> str:
+    fixes = ["", "To fix:", *(f"- {f}" for f in verdict.must_fix)] if verdict.must_fix else []
+    reasons = [f"- {r}" for r in verdict.reasons]
+    return "\n".join([f"**{verdict.decision}** (decided by {verdict.decided_by})", "", *reasons, *fixes, "", f"Model's advice: {verdict.advice}"])

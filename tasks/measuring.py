@@ -1,0 +1,64 @@
+"""Evidence as steps of a run: measured once per commit, kept, and laid out for people."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from prefect import task
+
+from tasks import paper, services
+from tasks.evidence import gather_evidence
+from tasks.models import Brief, Candidate, Evidence, Job
+
+
+def evidence_key(job: Job, brief: Brief, candidate: Candidate) -> str:
+    """Cache key: the commit, the policy it is tested by and the new tests."""
+    said = json.dumps([
+        job.repository.base_sha, candidate.head_sha, brief.policy.model_dump(), [t.files for t in candidate.tests],
+    ], sort_keys=True)  # fmt: skip
+    return f"evidence-{hashlib.sha256(said.encode()).hexdigest()}"
+
+
+@task(
+    name="evidence",
+    task_run_name="evidence {candidate.number}.{round}",
+    persist_result=True,
+    cache_key_fn=lambda _, a: evidence_key(a["job"], a["brief"], a["candidate"]),
+)
+async def measure(job: Job, brief: Brief, candidate: Candidate, round: int) -> Evidence:
+    """All facts about one candidate, from fresh checkouts."""
+    settings = services.settings()
+    evidence = await gather_evidence(
+        services.mirror(job.repository),
+        services.sandbox(),
+        services.worktrees(),
+        brief,
+        candidate.head_sha,
+        candidate.tests,
+        max_files=settings.max_diff_files,
+        max_lines=settings.max_diff_lines,
+    )
+    await paper.leave(job, f"diff-{candidate.number}-{round}", f"```diff\n{evidence.diff}\n```")
+    await paper.leave(job, f"evidence-{candidate.number}-{round}", as_markdown(evidence))
+    return evidence
+
+
+def rank(candidate: Candidate, evidence: Evidence) -> tuple[int, int, int, int, int]:
+    """Orders candidates, best highest: no objection, breaks least, fixes most, leaves least red, smallest diff."""
+    return (
+        -len(evidence.failures) - len(candidate.conflicts),
+        -len(evidence.broken),
+        len(evidence.fixed),
+        -len(evidence.still_red),
+        -(evidence.lines_added + evidence.lines_removed),
+    )
+
+
+def as_markdown(evidence: Evidence) -> str:
+    failures = [f"- {reason}" for reason in evidence.failures] or ["- nothing forbids ACCEPT"]
+    fixed = [f"- `{name}`" for name in evidence.fixed] or ["- none"]
+    return "\n".join([
+        f"+{evidence.lines_added} -{evidence.lines_removed} in {', '.join(evidence.files)}", "",
+        "Fail before, pass after:", *fixed, "", "Against it:", *failures,
+    ])  # fmt: skip

@@ -1,0 +1,49 @@
+"""The branch, the pull request and the ticket's side of it. Every side effect looks at what is there already."""
+
+from __future__ import annotations
+
+import asyncio
+
+from prefect import task
+
+from infra.git import branch_name
+from tasks import services
+from tasks.models import Candidate, Job, PullRequest, Verdict
+from tasks.scribe import PullRequestText
+
+IN_PROGRESS, IN_REVIEW, REJECTED = "in progress", "in review", "rejected"
+"""States the factory moves a ticket to; it goes back to its own state when infrastructure fails."""
+
+
+@task(name="publish", task_run_name="publish")
+async def publish(job: Job, candidate: Candidate, text: PullRequestText) -> PullRequest:
+    """Push `agent/<ticket>`, open or update its one draft pull request, and say so on the ticket."""
+    return await asyncio.to_thread(_publish, job, candidate, text)
+
+
+def _publish(job: Job, candidate: Candidate, text: PullRequestText) -> PullRequest:
+    branch = branch_name(job.ticket.key)
+    repository = job.repository
+    services.mirror(repository).push(repository.remote, branch, candidate.head_sha)
+    pull_request = services.forge(repository).publish(
+        branch=branch, base=repository.base_branch, head_sha=candidate.head_sha, title=text.title, body=text.body
+    )
+    services.ledger().record_pull_request(job.ticket.key, pull_request)
+    services.board().comment(
+        job.ticket.key, f"Draft pull request: {pull_request.url} (branch `{branch}`)", marker=f"pull-request-{job.ticket.key}"
+    )
+    services.board().move(job.ticket.key, IN_REVIEW)
+    return pull_request
+
+
+@task(name="say why not", task_run_name="say why not")
+async def reject(job: Job, verdict: Verdict) -> None:
+    """A REJECT opens nothing: the ticket says why and moves to `rejected`."""
+    reasons = "\n".join(f"- {reason}" for reason in verdict.reasons)
+    text = f"No pull request after attempt {job.attempt}:\n{reasons}"
+
+    def write() -> None:
+        services.board().comment(job.ticket.key, text, marker=f"verdict-{job.attempt}")
+        services.board().move(job.ticket.key, REJECTED)
+
+    await asyncio.to_thread(write)

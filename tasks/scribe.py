@@ -1,0 +1,125 @@
+"""The scribe: the pull request's text. Everything in it was measured or is marked as the model's opinion."""
+
+from __future__ import annotations
+
+import re
+
+from prefect import task
+
+from tasks import paper
+from tasks.models import Audit, Candidate, Evidence, Frozen, Job, Plan, Review, TestReport, Usage, Verdict
+
+
+class PullRequestText(Frozen):
+    """Title (one line) and body (Markdown) of a pull request."""
+
+    title: str
+    body: str
+
+
+@task(name="scribe", task_run_name="scribe")
+async def write_up(
+    job: Job,
+    plan: Plan,
+    candidate: Candidate,
+    evidence: Evidence,
+    review: Review,
+    audits: tuple[Audit, ...],
+    verdict: Verdict,
+    rounds: int,
+    usage: Usage,
+) -> PullRequestText:
+    """The pull request's text, by rule."""
+    body = pull_request_body(job, plan, candidate, evidence, review, audits, verdict, rounds, usage)
+    await paper.leave(job, "pull-request", body)
+    return PullRequestText(title=pull_request_title(job), body=body)
+
+
+def pull_request_title(job: Job) -> str:
+    """`<ticket key>: <ticket title>`, one line, at most 120 characters."""
+    return f"{job.ticket.key}: {' '.join(job.ticket.title.split())}"[:120]
+
+
+def pull_request_body(
+    job: Job,
+    plan: Plan,
+    candidate: Candidate,
+    evidence: Evidence,
+    review: Review,
+    audits: tuple[Audit, ...],
+    verdict: Verdict,
+    rounds: int,
+    usage: Usage,
+) -> str:
+    """Markdown: what changed and why, diff stat, evidence table, findings, verdict, cost."""
+    changes = "\n".join(f"- {quoted(c.explanation)}" for c in candidate.changes if c.explanation)
+    return "\n".join(
+        [
+            f"Ticket: {job.ticket.url or job.ticket.key}. Base: `{job.repository.base_branch}` at `{job.repository.base_sha[:12]}`.",
+            "",
+            quoted(plan.summary),
+            *(["", "What was changed, in the coder's words:", changes] if changes else []),
+            "",
+            "## Diff",
+            f"{len(evidence.files)} file(s), +{evidence.lines_added} -{evidence.lines_removed}",
+            *(f"- `{path}`" for path in evidence.files),
+            "",
+            "## Evidence",
+            *_evidence_table(evidence),
+            "",
+            "## Findings",
+            *_findings(evidence, review, audits),
+            "",
+            "## Verdict",
+            f"**{verdict.decision}** in round {rounds}, decided by {verdict.decided_by}.",
+            *(f"- {quoted(reason)}" for reason in verdict.reasons),
+            f"- The model's advice: {quoted(verdict.advice)}",
+            "",
+            "## Cost",
+            *cost_table(job, usage),
+        ]
+    )
+
+
+def quoted(text: str) -> str:
+    """Words of a model or a ticket as one line that cannot open Markdown structure, HTML or mentions of their own."""
+    line = " ".join(text.split()).replace("<", "&lt;").replace("@", "@\u200b")
+    return re.sub(r"^([#>*+-]|\d+\.)", r"\\\1", line)
+
+
+def _evidence_table(evidence: Evidence) -> list[str]:
+    rows = [
+        "| tests | before | after |",
+        "|---|---|---|",
+        f"| the repository's | {_counts(evidence.before)} | {_counts(evidence.after)} |",
+    ]
+    if evidence.new_tests_before and evidence.new_tests_after:
+        rows.append(f"| new | {_counts(evidence.new_tests_before)} | {_counts(evidence.new_tests_after)} |")
+    rows += ["", f"Command: `{evidence.after.command}`"]
+    rows += [f"- fails before, passes after: `{name}`" for name in evidence.fixed[:20]]
+    rows += [f"- still fails (written by a model, may be wrong): `{name}`" for name in evidence.still_red[:20]]
+    return rows
+
+
+def _counts(report: TestReport) -> str:
+    if report.error:
+        return f"not usable: {report.error}"
+    return f"{len(report.ids('passed'))} passed, {len(report.ids('failed'))} failed"
+
+
+def _findings(evidence: Evidence, review: Review, audits: tuple[Audit, ...]) -> list[str]:
+    tools = [f for f in evidence.findings if f.new]
+    lines = [f"- {f.source} {f.severity}: {quoted(f.message)} (`{f.path}:{f.line}`)" for f in (*tools, *review.findings)]
+    lines += [f"- auditor, {t.category}: {quoted(t.threat)} (enters by {quoted(t.vector)})" for a in audits for t in a.threats]
+    return [*(lines or ["None new by the tools, none by the reviewer."]), *([f"Review: {quoted(review.summary)}"] if review.summary else [])]
+
+
+def cost_table(job: Job, usage: Usage) -> list[str]:
+    """Tokens as the provider counted them; USD by the prices in the settings."""
+    share = usage.cached_tokens / usage.prompt_tokens if usage.prompt_tokens else 0.0
+    return [
+        "| model | calls | prompt tokens | cached | completion tokens | model seconds | USD |",
+        "|---|---|---|---|---|---|---|",
+        f"| {job.model} | {usage.calls} | {usage.prompt_tokens} | {share:.0%} | {usage.completion_tokens} "
+        f"| {usage.seconds:.0f} | {usage.cost_usd:.4f} |",
+    ]

@@ -1,0 +1,266 @@
+"""The tester: writes tests from ticket and plan without seeing any change. Only tests that fail on the base commit count.
+
+Tester 0 is no model: it takes the ticket's own `>>>` examples word for word. The others ask the model.
+"""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
+
+from prefect import task
+
+from infra.syntax import functions, parses
+from tasks import paper, progress, services
+from tasks.asking import Asker, ask, chat
+from tasks.coding import code_blocks
+from tasks.context import SYSTEM, is_test_path, source_files
+from tasks.evidence import red_tests
+from tasks.models import Brief, Job, ModelRequest, Plan, TestChange, TestReport, Usage
+
+PROMPT_VERSION = "tester-1"
+TEST_TOKENS = 500
+SAMPLES = 3
+TEMPERATURES = (0.2, 0.7, 0.9)
+
+PYTHON_INSTRUCTION = """\
+Write a pytest test for what the ticket asks, to be run before and after the fix: it must fail on the code above and \
+pass when the ticket is done. Use the ticket's own examples and expected values, one small test function for each \
+example, no fixtures, no mocks. Do not repeat or fix the code. Answer with one ```python block that starts with:
+{imports}"""
+
+NODE_INSTRUCTION = """\
+Write a test for node's built-in runner for what the ticket asks, to be run before and after the fix: it must fail on \
+the code above and pass when the ticket is done. Use the ticket's own examples and expected values, one small test for \
+each example. Do not repeat or fix the code. Answer with one ```javascript block that starts with:
+{imports}"""
+
+
+def module_name(path: str) -> str:
+    """The dotted import name of a Python file: `src/pkg/mod.py` -> `pkg.mod`, `pkg/__init__.py` -> `pkg`."""
+    parts = list(PurePosixPath(path).with_suffix("").parts)
+    parts = parts[1:] if parts[0] in ("src", "lib") and len(parts) > 1 else parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+def public_names(files: Mapping[str, str]) -> dict[str, str]:
+    """Module-level function and class names of source files -> path; the first file that defines a name wins."""
+    names: dict[str, str] = {}
+    for path, text in files.items():
+        for function in functions(path, text):
+            name = function.qualified_name.split(".")[0]
+            names.setdefault(name, path)
+    return names
+
+
+def python_imports(used: Iterable[str], names: Mapping[str, str]) -> list[str]:
+    """One import line per module for the used names that the repository defines."""
+    by_module: dict[str, list[str]] = {}
+    for name in sorted(set(used)):
+        if name in names and names[name].endswith(".py"):
+            by_module.setdefault(module_name(names[name]), []).append(name)
+    return [f"from {module} import {', '.join(found)}" for module, found in sorted(by_module.items())]
+
+
+def _identifiers(code: str) -> set[str]:
+    return set(re.findall(r"[A-Za-z_]\w*", code))
+
+
+def ticket_examples(body: str, names: Mapping[str, str]) -> str | None:
+    """A pytest file from the `>>>` examples of a ticket, one test per expected value, or None when it has none."""
+    try:
+        examples = doctest.DocTestParser().get_examples(body.replace("```", "\n\n```"))
+    except ValueError:
+        return None
+    tests, setup, used = [], "", set[str]()
+    for example in examples:
+        used |= _identifiers(example.source)
+        if example.want.strip():
+            tests.append((setup, example))
+        setup += f">>> {example.source.rstrip()}\n".replace("\n", "\n... ").removesuffix("... ")
+    imports = python_imports(used, names)
+    if not tests or not (imports or "import" in setup):
+        return None
+    return "\n".join([_EXAMPLES_HEAD, *imports, *(_example_test(i, s, e) for i, (s, e) in enumerate(tests, 1))])
+
+
+_EXAMPLES_HEAD = '''\
+"""The examples of the ticket, word for word."""
+
+import doctest
+'''
+
+
+def _example_test(number: int, setup: str, example: doctest.Example) -> str:
+    source = f">>> {example.source.rstrip()}".replace("\n", "\n... ")
+    text = f"{setup}{source}\n{example.want}"
+    return (
+        f"\n\ndef test_ticket_example_{number}():\n    example = {text!r}\n"
+        "    parsed = doctest.DocTestParser().get_doctest(example, dict(globals()), 'ticket', None, 0)\n"
+        "    report = []\n"
+        "    failed = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(parsed, out=report.append).failed\n"
+        "    assert not failed, ''.join(report)"
+    )
+
+
+def tidy_python_test(answer: str, names: Mapping[str, str]) -> str | None:
+    """The answer's test functions as a file that imports what it uses; None when there is no test with an assertion."""
+    for block in reversed(code_blocks(answer)):
+        try:
+            tree = ast.parse(block)
+        except SyntaxError:
+            continue
+        kept = [node for node in tree.body if not _repeats_the_code(node, names)]
+        if not any(_is_test(node) for node in kept):
+            continue
+        body = "\n\n".join(ast.unparse(node) for node in kept)
+        imports = python_imports(_identifiers(body), names)
+        return "\n".join([*imports, "", "", body, ""]).lstrip("\n")
+    return None
+
+
+def _repeats_the_code(node: ast.stmt, names: Mapping[str, str]) -> bool:
+    """Copies of the code under test, guessed imports of it, and calls at module level are dropped."""
+    if isinstance(node, ast.ImportFrom | ast.Import):
+        return bool({alias.name for alias in node.names} & names.keys())
+    defines = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    return (defines and node.name in names) or isinstance(node, ast.If | ast.Expr)
+
+
+def _is_test(node: ast.stmt) -> bool:
+    named = isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name.lower().startswith("test")
+    asserts = any(isinstance(n, ast.Assert) or "raises" in _called(n) for n in ast.walk(node))
+    return named and asserts
+
+
+def _called(node: ast.AST) -> str:
+    return ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+
+
+def tidy_node_test(answer: str) -> str | None:
+    """The answer's block when it holds a node test with an assertion and parses, else None."""
+    for block in reversed(code_blocks(answer)):
+        if re.search(r"\b(test|it)\(", block) and "assert" in block and parses("x.mjs", block):
+            return block.strip() + "\n"
+    return None
+
+
+def test_folder(paths: Iterable[str]) -> str:
+    """Where this repository keeps its tests (the most used folder), with a trailing slash; `tests/` when it has none."""
+    folders = [str(PurePosixPath(p).parent) for p in paths if is_test_path(p) and not p.endswith("conftest.py")]
+    best = max(sorted(set(folders)), key=folders.count, default="tests")
+    return "" if best == "." else f"{best}/"
+
+
+def new_test_path(brief: Brief, tester: int, paths: Iterable[str]) -> str:
+    """A test file name that no file of the repository has, the same on every run."""
+    slug = re.sub(r"\W+", "_", brief.ticket.key.lower()).strip("_")
+    who = "examples" if tester == 0 else f"{tester}"
+    name = f"{slug}_{who}.test.mjs" if brief.policy.test_runner == "node" else f"test_{slug}_{who}.py"
+    return test_folder(paths) + name
+
+
+def sources(brief: Brief) -> dict[str, str]:
+    """All source files of the base commit: path -> text."""
+    mirror = services.mirror(brief.repository)
+    sha = brief.repository.base_sha
+    return {p: (mirror.read(sha, p) or b"").decode(errors="replace") for p in source_files(mirror.paths(sha))}
+
+
+def instruction(brief: Brief, names: Mapping[str, str], path: str) -> str:
+    """The tester's instruction with the import lines of the functions the brief shows."""
+    shown = {name: file for name, file in names.items() if file in {e.path for e in brief.excerpts}}
+    said = _identifiers(f"{brief.ticket.title} {brief.ticket.body}")
+    used = [name for name in shown if name in said] or list(shown)
+    if brief.policy.test_runner != "node":
+        return PYTHON_INSTRUCTION.format(imports="\n".join(python_imports(used, shown)) or "import pytest")
+    up = "../" * (path.count("/"))
+    by_file: dict[str, list[str]] = {}
+    for name in used:
+        by_file.setdefault(shown[name], []).append(name)
+    imports = [f"import {{ {', '.join(found)} }} from '{up or './'}{file}';" for file, found in by_file.items()]
+    return NODE_INSTRUCTION.format(
+        imports="\n".join(["import test from 'node:test';", "import assert from 'node:assert/strict';", *imports])
+    )
+
+
+def _red_key(brief: Brief, files: Mapping[str, str]) -> str:
+    said = json.dumps([brief.repository.base_sha, brief.policy.model_dump(), dict(files)], sort_keys=True)
+    return f"red-{hashlib.sha256(said.encode()).hexdigest()}"
+
+
+@task(name="run new tests on base", persist_result=True, cache_key_fn=lambda _, a: _red_key(a["brief"], a["files"]))
+async def run_on_base(brief: Brief, files: dict[str, str]) -> TestReport:
+    """The new tests on the unchanged base commit; those that fail there for the right reason are red."""
+    return await red_tests(
+        services.mirror(brief.repository), services.sandbox(), services.worktrees(), brief, files
+    )
+
+
+async def examples_as_tests(brief: Brief) -> TestChange | None:
+    """Tester 0: the ticket's own examples, when at least one of them fails on the base commit."""
+    files = sources(brief)
+    text = ticket_examples(brief.ticket.body, public_names(files)) if brief.policy.test_runner == "pytest" else None
+    if text is None:
+        return None
+    path = new_test_path(brief, 0, services.mirror(brief.repository).paths(brief.repository.base_sha))
+    change = await checked(brief, 0, {path: text})
+    return change if change.red else None
+
+
+@task(name="tester", task_run_name="tester {number}.{round}")
+async def write_tests(job: Job, brief: Brief, plan: Plan, number: int, round: int) -> TestChange:
+    """One tester's new tests, checked on the base commit. Never sees a change."""
+    asker = Asker(ticket=job.ticket.key, attempt_id=job.attempt_id, thought=job.thought, role="tester",
+                  prompt_version=PROMPT_VERSION, candidate=number, round=round)  # fmt: skip
+    change = await sample_tests(job, brief, plan, asker)
+    await paper.leave(job, f"tests-{number}-{round}", _as_markdown(change))
+    return change
+
+
+async def sample_tests(job: Job, brief: Brief, plan: Plan, asker: Asker) -> TestChange:
+    """Sample until a test fails on base. `ending` is `done` with red tests, else `invalid` or `unchanged` (all green)."""
+    names = public_names(sources(brief))
+    path = new_test_path(brief, asker.candidate, services.mirror(brief.repository).paths(brief.repository.base_sha))
+    change = TestChange(tester=asker.candidate, ending="invalid")
+    usage = Usage()
+    for sample in range(1, SAMPLES + 1):
+        who = asker.model_copy(update={"sample": sample})
+        completion = await ask(who, _request(job, brief, plan, names, path, who), job.model)
+        usage += completion.usage
+        node = brief.policy.test_runner == "node"
+        text = tidy_node_test(completion.text) if node else tidy_python_test(completion.text, names)
+        if text is None:
+            continue
+        change = await checked(brief, asker.candidate, {path: text})
+        progress.report(job.ticket.key, phase="test", role=who.label, message=f"{len(change.red)} new test(s) fail on base")
+        if change.red:
+            break
+    return change.model_copy(update={"usage": usage})
+
+
+async def checked(brief: Brief, tester: int, files: dict[str, str]) -> TestChange:
+    """New test files with what they do on the base commit."""
+    report = await run_on_base(brief, files)
+    red = tuple(sorted(report.ids("failed")))
+    return TestChange(tester=tester, files=files, red=red, report=report, ending="done" if red else "unchanged")
+
+
+def _as_markdown(change: TestChange) -> str:
+    red = [f"- `{name}`" for name in change.red] or ["- none"]
+    files = [f"`{path}`\n```\n{text}\n```" for path, text in change.files.items()]
+    return "\n".join(["Fail on the base commit:", *red, "", *files])
+
+
+def _request(job: Job, brief: Brief, plan: Plan, names: Mapping[str, str], path: str, asker: Asker) -> ModelRequest:
+    return ModelRequest(
+        messages=chat(brief.prefix, SYSTEM, instruction(brief, names, path)),
+        max_tokens=TEST_TOKENS,
+        temperature=TEMPERATURES[(asker.sample - 1) % len(TEMPERATURES)],
+        seed=job.seed * 10_000 + 5_000 + asker.round * 1_000 + asker.candidate * 100 + asker.sample,
+    )

@@ -1,0 +1,76 @@
+"""Fixtures every test may use: one real embedded PostgreSQL per test process, a fresh migrated database per test."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from infra.ledger import Ledger
+from infra.postgres import ensure_postgres, stop_postgres
+
+_TEMPLATE = "ledger_template"
+
+
+@pytest.fixture(scope="session")
+def postgres_home() -> Iterator[Path]:
+    """Home folder of a running server that is stopped at the end. Not below pytest's own folder: as root the server's
+    account has to pass through, and pytest closes its folder to others at each start."""
+    home = Path(tempfile.mkdtemp(prefix="darkfactory-tests-"))
+    try:
+        _hurry(ensure_postgres(home))
+        yield home
+    finally:
+        stop_postgres(home)
+        shutil.rmtree(home)
+
+
+@pytest.fixture(scope="session")
+def postgres_url(postgres_home: Path) -> str:
+    """URL of the server's database `postgres`, with a migrated template database beside it."""
+    url = ensure_postgres(postgres_home)
+    _execute(url, "create database {}", _TEMPLATE)
+    with Ledger(_named(url, _TEMPLATE).replace("postgresql://", "postgresql+psycopg://"), "folder") as ledger:
+        ledger.migrate()
+    return url
+
+
+@pytest.fixture
+def database_url(postgres_url: str) -> Iterator[str]:
+    """`postgresql://…` of a new database that holds an empty, migrated ledger; for `Settings(database_url=…)`."""
+    name = f"test_{secrets.token_hex(6)}"
+    _execute(postgres_url, "create database {} template ledger_template", name)
+    yield _named(postgres_url, name)
+    _execute(postgres_url, "drop database {} with (force)", name)
+
+
+@pytest.fixture
+def empty_database_url(postgres_url: str) -> Iterator[str]:
+    """`postgresql://…` of a new database without any table."""
+    name = f"test_{secrets.token_hex(6)}"
+    _execute(postgres_url, "create database {}", name)
+    yield _named(postgres_url, name)
+    _execute(postgres_url, "drop database {} with (force)", name)
+
+
+def _hurry(url: str) -> None:
+    """Tests do not outlive the machine, so they need not wait for the disk."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+            connection.execute(sql.SQL("alter system set {} = off").format(sql.Identifier(setting)))
+        connection.execute("select pg_reload_conf()")
+
+
+def _execute(url: str, statement: str, name: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(sql.SQL(statement).format(sql.Identifier(name)))  # type: ignore[arg-type]
+
+
+def _named(url: str, database: str) -> str:
+    return url.removesuffix("/postgres") + f"/{database}"

@@ -1,0 +1,112 @@
+"""The folder forge: one file per branch for ever, written only when something changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from infra.errors import ConfigError
+from infra.pull_requests import PullRequest
+from infra.pull_requests.folder import FolderForge, open_forge
+from infra.settings import Settings
+
+BRANCH = "agent/T-1"
+
+
+@pytest.fixture
+def forge(tmp_path: Path) -> FolderForge:
+    return FolderForge(tmp_path / "prs")
+
+
+def _publish(forge: FolderForge, title: str = "Add a flag", body: str = "Why.\n", sha: str = "a1") -> PullRequest:
+    return forge.publish(branch=BRANCH, base="main", head_sha=sha, title=title, body=body)
+
+
+def _file(forge: FolderForge) -> Path:
+    return forge.folder / "agent--T-1.md"
+
+
+def test_a_published_pull_request_is_a_draft_that_is_found_again(forge: FolderForge) -> None:
+    assert forge.find(BRANCH) is None
+    published = _publish(forge)
+    assert published == PullRequest(
+        branch=BRANCH, title="Add a flag", body="Why.\n", base="main", head_sha="a1", url=_file(forge).as_uri()
+    )
+    assert published.draft
+    assert forge.find(BRANCH) == published
+
+
+def test_publishing_the_same_again_writes_nothing(forge: FolderForge) -> None:
+    _publish(forge)
+    before = (_file(forge).read_bytes(), _file(forge).stat().st_ino)
+    _publish(forge)
+    assert (_file(forge).read_bytes(), _file(forge).stat().st_ino) == before
+
+
+def test_publishing_a_new_commit_updates_the_same_file_and_keeps_a_persons_draft_setting(forge: FolderForge) -> None:
+    _publish(forge)
+    _file(forge).write_text(_file(forge).read_text().replace("draft: true", "draft: false"))
+    updated = _publish(forge, sha="b2")
+    assert (updated.head_sha, updated.draft) == ("b2", False)
+    assert [p.name for p in forge.folder.iterdir()] == ["agent--T-1.md"]
+
+
+def test_closing_says_why_once_and_publishing_opens_again(forge: FolderForge) -> None:
+    forge.close(BRANCH, "nothing there")
+    assert forge.find(BRANCH) is None
+    _publish(forge)
+    forge.close(BRANCH, "superseded")
+    closed = _file(forge).read_bytes()
+    forge.close(BRANCH, "another reason")
+    assert _file(forge).read_bytes() == closed
+    assert b"closed_because: superseded" in closed
+    found = forge.find(BRANCH)
+    assert found is not None
+    assert found.state == "closed"
+    assert _publish(forge).state == "open"
+    assert b"closed_because" not in _file(forge).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "title", ["x\n---\nstate: merged", "a: b # c", "' \" |", "\x00\x07 bell", "---", "lone \ud800"]
+)
+@pytest.mark.parametrize("body", ["---\nstate: merged\n---\n", "", "\r\n\x00 \u2028", "no end"])
+def test_hostile_titles_and_bodies_stay_inside_their_places(forge: FolderForge, title: str, body: str) -> None:
+    published = _publish(forge, title, body)
+    assert published.body == body
+    assert (published.state, published.branch, published.base) == ("open", BRANCH, "main")
+    assert forge.find(BRANCH) == published
+    before = _file(forge).read_bytes()
+    _publish(forge, title, body)
+    assert _file(forge).read_bytes() == before
+
+
+@pytest.mark.parametrize("branch", ["", "../up", "/etc/x", ".hidden", "-f", "a b", "a\nb", "a\0b", "x" * 300])
+def test_a_name_that_is_no_branch_is_refused(forge: FolderForge, branch: str) -> None:
+    if branch == "/etc/x":  # slashes become dashes: it stays in the folder
+        assert forge.find(branch) is None
+        return
+    with pytest.raises(ConfigError, match="not a branch name"):
+        forge.find(branch)
+
+
+def test_two_branches_with_the_same_file_name_are_not_mixed_up(forge: FolderForge) -> None:
+    _publish(forge)
+    with pytest.raises(ConfigError, match="belongs to branch 'agent/T-1'"):
+        forge.find("agent--T-1")
+
+
+@pytest.mark.parametrize(
+    "text", ["no front matter", "---\nbranch: [\n---\n", "---\nbranch: agent/T-1\n---\n", "---\n- a\n---\n"]
+)
+def test_a_file_that_cannot_be_understood_is_named_and_not_overwritten(forge: FolderForge, text: str) -> None:
+    forge.folder.mkdir()
+    _file(forge).write_text(text)
+    with pytest.raises(ConfigError, match=r"agent--T-1\.md"):
+        _publish(forge)
+    assert _file(forge).read_text() == text
+
+
+def test_the_forge_lives_in_the_home_folder(tmp_path: Path) -> None:
+    assert open_forge(Settings(home=tmp_path)).folder == tmp_path / "pull-requests"
