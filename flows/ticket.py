@@ -32,7 +32,7 @@ from tasks.publishing import publish, reject
 from tasks.review import review
 from tasks.scribe import write_up
 from tasks.security import audit
-from tasks.testing import write_tests
+from tasks.testing import credible_tests, write_tests
 
 
 @flow(name="work-ticket", flow_run_name="{ticket}", persist_result=True)
@@ -57,7 +57,7 @@ async def deliver(job: Job, started: float) -> Outcome:
     """Brief, plan, rounds of work until the judge decides, then the pull request or the reason why there is none."""
     brief = await write_brief(job)
     plan = await make_plan(job, brief)
-    tests = (brief.ticket_tests,) if brief.ticket_tests else ()
+    tests: tuple[TestChange, ...] = (brief.ticket_tests,) if brief.ticket_tests else ()
     must_fix: tuple[str, ...] = ()
     measured: list[tuple[Candidate, Evidence]] = []
     audits: tuple[Audit, ...] = ()
@@ -66,6 +66,10 @@ async def deliver(job: Job, started: float) -> Outcome:
         for candidate in [await collect(job, n, number, made, tests) for n, made in enumerate(changes, 1)]:
             measured.append((candidate, await measure(job, brief, candidate, number)))
         candidate, evidence = max(measured, key=lambda pair: rank(*pair))
+        tests = credible_tests(tests, evidence, last_round=number == job.max_rounds)
+        if tests != candidate.tests:
+            candidate = await collect(job, candidate.number, number, candidate.changes, tests)
+            evidence = await measure(job, brief, candidate, number)
         opinion = await review(job, brief, plan, candidate, evidence, number)
         verdict = await judge(job, brief, plan, candidate, evidence, opinion, number)
         if verdict.decision != "REVISE":

@@ -123,6 +123,8 @@ class Mutant(Frozen):
     function: str
     what: str
     """The edit in words, for people."""
+    cost: int
+    """Lower is likelier; comparable between the mutants of one search."""
 
 
 def mutants(
@@ -141,10 +143,10 @@ def mutants(
                 ranked.append((edit.cost + rank, rank, edit, function.qualified_name))
     ranked.sort(key=lambda item: (item[0], item[1], item[2].start, item[2].text))
     made: dict[str, Mutant] = {}
-    for _, _, edit, name in ranked:
+    for cost, _, edit, name in ranked:
         text = (raw[: edit.start] + edit.text.encode() + raw[edit.end :]).decode(errors="replace")
         if text != source and text not in made and not syntax_tree(path, text.encode()).has_error:
-            made[text] = Mutant(path=path, text=text, function=name, what=edit.what)
+            made[text] = Mutant(path=path, text=text, function=name, what=edit.what, cost=cost)
         if len(made) >= limit:
             break
     return list(made.values())

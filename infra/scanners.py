@@ -230,6 +230,7 @@ _CHEATS: dict[str, tuple[re.Pattern[str], Literal["high", "medium"], str]] = {
     "alters-the-test-runner": (
         re.compile(
             r"\bpytest_(plugins|runtest_|collection|pyfunc_call|make|report_|sessionfinish|configure|ignore_collect)\w*"
+            r"""|\bimport\s+__main__|modules\s*(\.\s*get\s*\(|\[)\s*["']__main__"""
         ),
         "high",
         "The code hooks into the test runner.",

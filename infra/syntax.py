@@ -190,7 +190,11 @@ def _imports(path: str, source: str) -> list[str]:
 def _after_docstring(path: str, raw: bytes) -> int:
     nodes = syntax_tree(path, raw).named_children
     first = nodes[0] if nodes else None
-    is_docstring = first is not None and first.type == "expression_statement" and raw[first.start_byte : first.end_byte][-1:] in b"\"'"
+    is_docstring = (
+        first is not None
+        and first.type == "expression_statement"
+        and raw[first.start_byte : first.end_byte][-1:] in b"\"'"
+    )
     return first.end_byte if first is not None and is_docstring else 0
 
 

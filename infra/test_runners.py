@@ -285,7 +285,10 @@ def supply(error):
 class Recorder:
     def __init__(self, stand_ins, each_seconds):
         self.stand_ins, self.each_seconds = stand_ins, each_seconds
-        self.results = {}
+        self.results, self.failed = {}, 0
+
+    def pytest_sessionfinish(self, session):
+        self.failed = session.testsfailed  # pytest's own count
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self):
@@ -350,7 +353,7 @@ def main():
     except BaseException as error:
         crash = f"{type(error).__name__}: {error}"[:300]
     if os.getpid() == process:  # not the child of a test that forked
-        body = {"ending": ending, "crash": crash, "results": recorder.results}
+        body = {"ending": ending, "crash": crash, "failed": recorder.failed, "results": recorder.results}
         write(ROOT / orders["results"], key, json.dumps(body).encode())
     sys.stdout.flush()
     sys.stderr.flush()
@@ -406,16 +409,23 @@ async def _run_pytest(sandbox: Sandbox, arguments: Sequence[str], stand_ins: boo
     return TestRun(
         command=shlex.join(["python", "-m", "pytest", *arguments]), exit_code=report.ending, results=report.results,
         seconds=done.seconds, timed_out=done.timed_out, output=trim_failure(done.output),
-        error=error or report.crash or _PYTEST_ENDINGS.get(report.ending),
+        error=error or report.crash or _PYTEST_ENDINGS.get(report.ending) or _contradiction(report),
     )  # fmt: skip
 
 
 class _Report(Frozen):
-    """What PYTEST_RECORDER writes. `crash` is an exception that left pytest itself."""
+    """What PYTEST_RECORDER writes. `crash` is an exception that left pytest itself, `failed` is pytest's own count."""
 
     ending: int
     crash: str | None = None
+    failed: int = 0
     results: dict[str, TestResult] = {}
+
+
+def _contradiction(report: _Report) -> str | None:
+    if report.failed and not any(result.outcome == "failed" for result in report.results.values()):
+        return f"pytest counted {report.failed} failed test(s) and none was reported: the results were tampered with."
+    return None
 
 
 def _authentic(raw: bytes | None, key: str) -> _Report | None:

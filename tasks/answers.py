@@ -30,9 +30,7 @@ def _known(value: Any, shape: type[BaseModel]) -> Any:
     return {k: v for k, v in value.items() if k in shape.model_fields} if isinstance(value, dict) else value
 
 
-async def ask_for(
-    shape: type[Answer], asker: Asker, request: ModelRequest, model: str
-) -> tuple[Answer | None, Usage]:
+async def ask_for(shape: type[Answer], asker: Asker, request: ModelRequest, model: str) -> tuple[Answer | None, Usage]:
     """Ask, and ask once more with the mistake named. The answer is None when both are unusable."""
     request = request.model_copy(update={"json_schema": shape.model_json_schema()})
     completion = await ask(asker, request, model)

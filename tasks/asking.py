@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,6 +16,7 @@ from prefect import task
 from prefect.concurrency.asyncio import concurrency
 
 from infra.errors import CapacityUnavailable, RateLimited, Unreachable
+from infra.llm import ModelClient
 from tasks import progress, services
 from tasks.models import Completion, Frozen, Message, ModelRequest
 
@@ -84,9 +86,7 @@ async def ask(asker: Asker, request: ModelRequest, model: str) -> Completion:
         pieces += 1
         if pieces % 8 == 0:
             elapsed = max(time.monotonic() - began, 0.001)
-            progress.report(
-                asker.ticket, phase="", role=asker.label, tokens=pieces, tokens_per_second=pieces / elapsed
-            )
+            progress.report(asker.ticket, phase="", role=asker.label, tokens=pieces, tokens_per_second=pieces / elapsed)
 
     async with concurrency(MODEL_LIMIT, strict=True, lease_duration=60):
         began = time.monotonic()
@@ -105,9 +105,26 @@ async def ask(asker: Asker, request: ModelRequest, model: str) -> Completion:
     return completion
 
 
+class RecordedModel:
+    """The configured model as a `ModelClient` whose every call is an `ask`: recorded, cached and limited like all others."""
+
+    def __init__(self, asker: Asker, client: ModelClient) -> None:
+        self.name, self.tier, self.context_tokens = client.name, client.tier, client.context_tokens
+        self._asker, self._calls = asker, 0
+
+    async def complete(self, request: ModelRequest, on_text: Callable[[str], None] | None = None) -> Completion:
+        """As `ModelClient.complete`; the pieces are reported as progress by `ask`."""
+        self._calls += 1
+        return await ask(self._asker.model_copy(update={"sample": self._calls}), request, self.name)
+
+    async def check(self) -> str:
+        """As `ModelClient.check`."""
+        return await (await services.model()).check()
+
+
 def chat(prefix: str, system: str, instruction: str) -> tuple[Message, ...]:
     """The shared prefix and, last, what this role is to do."""
     return (Message(role="system", content=system), Message(role="user", content=f"{prefix}\n\n---\n{instruction}"))
 
 
-__all__ = ["MODEL_LIMIT", "Asker", "ask", "ask_key", "chat", "worth_waiting_for"]
+__all__ = ["MODEL_LIMIT", "Asker", "RecordedModel", "ask", "ask_key", "chat", "worth_waiting_for"]

@@ -10,34 +10,73 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import pydantic_core
 from prefect import task
 
-from infra.syntax import parses, splice
-from infra.test_runners import run_tests
+from infra.git import Worktree
+from infra.mutants import Mutant, mutants
+from infra.mutation_runs import executed_lines, green_mutants
+from infra.syntax import functions, is_source, parses, splice
 from tasks import progress, services
-from tasks.asking import Asker, ask, chat
-from tasks.context import SYSTEM, is_test_path, language
-from tasks.models import Brief, Change, Ending, Job, ModelRequest, Plan, TestChange, TestReport, Usage, WorkUnit
+from tasks.agent import EDITING, AgentEvent, AgentLimits, Toolbox, run_agent
+from tasks.asking import Asker, RecordedModel, ask, chat
+from tasks.context import SYSTEM, fenced, is_test_path, language, rank_functions
+from tasks.evidence import run_tests
+from tasks.models import (
+    Brief,
+    Change,
+    Ending,
+    Frozen,
+    Job,
+    Message,
+    ModelRequest,
+    Plan,
+    TestChange,
+    TestReport,
+    Usage,
+    WorkUnit,
+)
 
 PROMPT_VERSION = "coder-1"
 TEMPERATURES = (0.2, 0.6, 0.8, 0.7, 0.9)
 """One per sample; rising temperature beat feeding the failure back (notes/llm.md)."""
 SAMPLE_TOKENS = 900
+MAX_EDITS = 600
+EDITS_WANTED = 3
+EDIT_SEARCH_SECONDS = 45.0
+"""Bounds of the search for small edits: edits tried, finds that end it, and time."""
 
 LIGHT_INSTRUCTION = """\
-Fix the ticket. First say in one or two sentences what is wrong in the code. Then write the whole corrected function \
-in one ```{language} block: same name, same signature, nothing else in the block. Do not write tests."""
+Find the bug. It is probably in one of {suspects}. Say in one or two sentences which line is wrong and why. Then write \
+that whole function again, corrected, in one ```{language} block. No other text."""
+OPENING = "The bug is in"
+"""The answer's first words are given, or a small model lists everything it could criticise (measured)."""
+SUSPECTS = 4
+TEST_CHARS = 1_200
 
 
-def light_instruction(brief: Brief) -> str:
+def light_instruction(brief: Brief, tests: tuple[TestChange, ...] = ()) -> str:
     """The coder's instruction; the same for every sample, so that only a few tokens are read anew."""
-    return LIGHT_INSTRUCTION.format(language=language(brief.excerpts[0].path) if brief.excerpts else "python")
+    named = ", ".join(f"`{name}`" for name in brief.suspects[:SUSPECTS]) or "the functions above"
+    spoken = language(brief.excerpts[0].path) if brief.excerpts else "python"
+    return _failing(brief, tests) + LIGHT_INSTRUCTION.format(suspects=named, language=spoken)
+
+
+def _failing(brief: Brief, tests: tuple[TestChange, ...]) -> str:
+    """Red tests that a tester wrote, with what they say; those of ticket and repository are in the prefix already."""
+    shown = [t for t in tests if t.tester > 0 and t.red and t.report]
+    texts = [f"{text.strip()}\n{t.report.output if t.report else ''}" for t in shown for text in t.files.values()]
+    return f"These tests fail now:\n{fenced(texts[0][:TEST_CHARS], brief.nonce)}\n" if texts else ""
 
 
 def code_blocks(answer: str) -> list[str]:
     """The fenced blocks of an answer in order; an unclosed last block counts."""
-    return [block for block in re.findall(r"```[\w+-]*[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", answer, flags=re.S) if block.strip()]
+    return [
+        block for block in re.findall(r"```[\w+-]*[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", answer, flags=re.S) if block.strip()
+    ]
 
 
 def apply_answer(answer: str, files: dict[str, str]) -> tuple[Ending, dict[str, str]]:
@@ -63,14 +102,18 @@ def apply_answer(answer: str, files: dict[str, str]) -> tuple[Ending, dict[str, 
 
 def _same_code(one: str, other: str) -> bool:
     def lines(text: str) -> list[str]:
-        return [line.rstrip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith(("#", "//"))]
+        return [
+            line.rstrip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith(("#", "//"))
+        ]
 
     return lines(one) == lines(other)
 
 
 def trial_key(brief: Brief, files: dict[str, str], tests: tuple[TestChange, ...]) -> str:
     """Cache key of one trial run: the base commit and every byte that is written over it."""
-    said = json.dumps([brief.repository.base_sha, brief.policy.model_dump(), files, [t.files for t in tests]], sort_keys=True)
+    said = json.dumps(
+        [brief.repository.base_sha, brief.policy.model_dump(), files, [t.files for t in tests]], sort_keys=True
+    )
     return f"trial-{hashlib.sha256(said.encode()).hexdigest()}"
 
 
@@ -85,9 +128,7 @@ async def try_change(brief: Brief, files: dict[str, str | None], tests: tuple[Te
     written = {**files, **{path: text for t in tests for path, text in t.files.items()}}
     name = f"trial-{hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()[:12]}"
     with mirror.worktree(services.worktrees(), brief.ticket.key, name, brief.repository.base_sha) as worktree:
-        for path, text in written.items():
-            if text is not None:
-                worktree.write(path, text)
+        _lay(worktree, written)
         return await run_tests(services.sandbox(), worktree.path, brief.policy)
 
 
@@ -109,7 +150,20 @@ def editable_files(brief: Brief) -> dict[str, str]:
     return {path: raw.decode(errors="replace") for path, raw in texts.items() if raw is not None}
 
 
-@task(name="coder", task_run_name="coder {candidate}.{round} {unit.id}")
+def coder_key(arguments: dict[str, Any]) -> str:
+    """Cache key of one coder's work: everything it is told, and nothing of the run."""
+    names = ("plan", "unit", "candidate", "round", "tests", "must_fix", "given")
+    said = [arguments["job"].thought, arguments["job"].model, arguments["brief"].prefix, PROMPT_VERSION]
+    said += [pydantic_core.to_json(arguments[name]).decode() for name in names]
+    return f"coder-{hashlib.sha256(json.dumps(said).encode()).hexdigest()}"
+
+
+@task(
+    name="coder",
+    task_run_name="coder {candidate}.{round} {unit.id}",
+    persist_result=True,
+    cache_key_fn=lambda _, arguments: coder_key(arguments),
+)
 async def write_code(
     job: Job,
     brief: Brief,
@@ -124,7 +178,9 @@ async def write_code(
     """One coder's change for one unit. `given` are finished changes of units it depends on; `must_fix` the judge's words."""
     asker = Asker(ticket=job.ticket.key, attempt_id=job.attempt_id, thought=job.thought, role="coder",
                   prompt_version=PROMPT_VERSION, candidate=candidate, round=round)  # fmt: skip
-    return await light_edit(job, brief, unit, asker, tests)
+    if job.tier == "small":
+        return await light_edit(job, brief, unit, asker, tests)
+    return await tool_edit(job, brief, plan, unit, asker, tests, must_fix, given)
 
 
 def in_waves(units: tuple[WorkUnit, ...]) -> list[tuple[WorkUnit, ...]]:
@@ -140,6 +196,83 @@ def in_waves(units: tuple[WorkUnit, ...]) -> list[tuple[WorkUnit, ...]]:
     return waves
 
 
+TOOL_INSTRUCTION = """\
+The plan, made by the architect:
+{plan}
+
+Your unit of it: {unit}
+{must_fix}
+Work in the checkout with the tools: look, change the code, run the tests. Change only what the unit needs; do not edit \
+or remove existing tests. When the tests say that the unit is done, call finish."""
+AGENT_LIMITS = AgentLimits(steps=60, tokens=1_000_000, seconds=1800)
+
+
+class CoderAnswer(Frozen):
+    """What a coder hands to `finish`."""
+
+    explanation: str = ""
+    """Two sentences: what was wrong and what was changed."""
+
+
+async def tool_edit(
+    job: Job,
+    brief: Brief,
+    plan: Plan,
+    unit: WorkUnit,
+    asker: Asker,
+    tests: tuple[TestChange, ...],
+    must_fix: tuple[str, ...],
+    given: tuple[Change, ...],
+) -> Change:
+    """Let a capable model work with tools in a worktree of its own that holds the red tests and the units it builds on."""
+    mirror, base = services.mirror(brief.repository), brief.repository.base_sha
+    laid = {path: text for change in given for path, text in change.files.items()}
+    laid |= {path: text for t in tests for path, text in t.files.items()}
+    name = f"coder-{asker.candidate}-{asker.round}-{unit.id}"
+    with mirror.worktree(services.worktrees(), brief.ticket.key, name, base) as worktree:
+        _lay(worktree, laid)
+        toolbox = Toolbox(worktree, services.sandbox(), brief.policy, EDITING, answer=CoderAnswer)
+        model = RecordedModel(asker, await services.model())
+        fixes = "\n".join(["The judge wants this fixed:", *(f"- {m}" for m in must_fix)]) if must_fix else ""
+        instruction = TOOL_INSTRUCTION.format(
+            plan=plan.model_dump_json(exclude={"usage", "units"}), unit=unit.model_dump_json(), must_fix=fixes
+        )
+        result = await run_agent(
+            model,
+            SYSTEM,
+            f"{brief.prefix}\n\n---\n{instruction}",
+            toolbox,
+            AGENT_LIMITS,
+            _watch(brief, asker),
+            seed=job.seed,
+            nonce=brief.nonce,
+        )
+        head = await worktree.commit(services.sandbox(), f"{job.ticket.key} {unit.id}")
+    own = {f.path: mirror.read(head, f.path) for f in mirror.changed(base, head) if f.path not in laid}
+    own |= {path: mirror.read(head, path) for path in laid if not is_test_path(path)}
+    files = {path: raw.decode(errors="replace") if raw is not None else None for path, raw in own.items()}
+    said = str((result.answer or {}).get("explanation") or result.explanation)[:400]
+    return Change(unit=unit.id, candidate=asker.candidate, round=asker.round, files=files, explanation=said,
+                  ending=result.ending if files or result.ending != "done" else "unchanged", samples=result.steps,
+                  passed=result.ending == "done", usage=result.usage)  # fmt: skip
+
+
+def _lay(worktree: Worktree, files: Mapping[str, str | None]) -> None:
+    for path, text in files.items():
+        if text is None:
+            worktree.delete(path)
+        else:
+            worktree.write(path, text)
+
+
+def _watch(brief: Brief, asker: Asker) -> Callable[[AgentEvent], None]:
+    def on_event(event: AgentEvent) -> None:
+        if event.kind == "tool":
+            _tell(brief, asker, f"step {event.step}: {event.name}")
+
+    return on_event
+
+
 async def light_edit(job: Job, brief: Brief, unit: WorkUnit, asker: Asker, tests: tuple[TestChange, ...]) -> Change:
     """Sample corrected functions until a trial run is green; otherwise keep the best one seen."""
     files = editable_files(brief)
@@ -148,11 +281,13 @@ async def light_edit(job: Job, brief: Brief, unit: WorkUnit, asker: Asker, tests
     seen: set[str] = set()
     for sample in range(1, job.max_samples + 1):
         who = asker.model_copy(update={"sample": sample})
-        change = await _one_sample(job, brief, unit, who, files)
+        change = await _one_sample(job, brief, unit, who, files, tests)
         usage += change.usage
         digest = json.dumps(change.files, sort_keys=True)
         if change.ending != "done" or digest in seen:
-            _tell(brief, who, f"sample {sample}: {change.ending if change.ending != 'done' else 'seen before'}, not run")
+            _tell(
+                brief, who, f"sample {sample}: {change.ending if change.ending != 'done' else 'seen before'}, not run"
+            )
             best = change if best_score < 0 else best
             continue
         seen.add(digest)
@@ -164,17 +299,97 @@ async def light_edit(job: Job, brief: Brief, unit: WorkUnit, asker: Asker, tests
             best, best_score = change.model_copy(update={"passed": passed}), score
         if passed:
             break
+        if sample == 1:
+            edited = await small_edits(job, brief, unit, who, tests)
+            if edited is not None:
+                best = edited
+                break
     return best.model_copy(update={"samples": sample, "usage": usage})
 
 
-async def _one_sample(job: Job, brief: Brief, unit: WorkUnit, who: Asker, files: dict[str, str]) -> Change:
+async def small_edits(
+    job: Job, brief: Brief, unit: WorkUnit, who: Asker, tests: tuple[TestChange, ...]
+) -> Change | None:
+    """No model: typical slips turned back one by one while red tests decide. None when no edit makes a trial green."""
+    if not red_ids(brief, tests) or brief.policy.test_runner not in ("pytest", "node"):
+        return None
+    _tell(brief, who, "trying small edits")
+    for mutant in await search_edits(brief, tests):
+        files: dict[str, str | None] = {mutant.path: mutant.text}
+        report = await try_change.with_options(task_run_name=f"try edit {who.label}")(brief, files, tests)
+        if trial_passes(brief, report, tests):
+            _tell(brief, who, f"a small edit is green: {mutant.what}")
+            words = f"Found by search, not written by the model: {mutant.what} of {mutant.path}."
+            return Change(unit=unit.id, candidate=who.candidate, round=who.round, ending="done", files=files,
+                          explanation=words, passed=True)  # fmt: skip
+    _tell(brief, who, "no small edit is green")
+    return None
+
+
+def red_ids(brief: Brief, tests: tuple[TestChange, ...]) -> set[str]:
+    """The tests that should turn green: the new red ones, or else those that fail in the repository already."""
+    return {name for t in tests for name in t.red} or brief.baseline.ids("failed")
+
+
+@task(
+    name="search small edits",
+    persist_result=True,
+    cache_key_fn=lambda _, a: "edits-" + trial_key(a["brief"], {}, a["tests"]),
+)
+async def search_edits(brief: Brief, tests: tuple[TestChange, ...]) -> list[Mutant]:
+    """Up to `EDITS_WANTED` single edits that turn the red tests green, likeliest slips first."""
+    red = red_ids(brief, tests)
+    mirror = services.mirror(brief.repository)
+    runner = brief.policy.test_runner or "pytest"
+    with mirror.worktree(services.worktrees(), brief.ticket.key, "edits", brief.repository.base_sha) as worktree:
+        _lay(worktree, {path: text for test in tests for path, text in test.files.items()})
+        sandbox = services.sandbox()
+        run = await executed_lines(sandbox, worktree.path, red, seconds=60) if runner == "pytest" else None
+        return await green_mutants(
+            sandbox,
+            worktree.path,
+            _candidate_edits(brief, run),
+            runner=runner,
+            red=red,
+            suite=_suite(brief, runner),
+            seconds=EDIT_SEARCH_SECONDS,
+            enough=EDITS_WANTED,
+        )
+
+
+def _candidate_edits(brief: Brief, run: dict[str, frozenset[int]] | None) -> list[Mutant]:
+    """Edits of the functions the red tests run through (or, where that is unknown, of the suspects), interleaved by file."""
+    mirror, sha = services.mirror(brief.repository), brief.repository.base_sha
+    paths = [p for p in mirror.paths(sha) if is_source(p) and not is_test_path(p) and (run is None or p in run)]
+    files = {p: (mirror.read(sha, p) or b"").decode(errors="replace") for p in paths}
+    ranked = rank_functions(brief.ticket, files, brief.baseline.output)
+    known = {r.function.qualified_name for r in ranked} if run is not None else set(brief.suspects)
+    found: list[Mutant] = []
+    for path, text in files.items():
+        targets = [r.function for r in ranked if r.path == path and r.function.qualified_name in known]
+        found += mutants(path, text, targets, MAX_EDITS, run[path] if run is not None else None)
+    return sorted(found, key=lambda m: m.cost)[:MAX_EDITS]
+
+
+def _suite(brief: Brief, runner: str) -> list[str]:
+    """What must stay green during the search: ids for pytest, for node files without a failing test."""
+    passed, failed = brief.baseline.ids("passed"), brief.baseline.ids("failed")
+    if runner == "pytest":
+        return sorted(passed)[:500]
+    return sorted({name.split(" > ")[0] for name in passed} - {name.split(" > ")[0] for name in failed})
+
+
+async def _one_sample(
+    job: Job, brief: Brief, unit: WorkUnit, who: Asker, files: dict[str, str], tests: tuple[TestChange, ...]
+) -> Change:
     """One answer of the model, spliced in. Nothing is run."""
-    completion = await ask(who, _sample_request(job, brief, who), job.model)
-    ending, changed = apply_answer(completion.text, files)
+    completion = await ask(who, _sample_request(job, brief, who, tests), job.model)
+    text = completion.text if completion.text.startswith(OPENING) else f"{OPENING}{completion.text}"
+    ending, changed = apply_answer(text, files)
     if completion.finish_reason == "length" and ending != "done":
         ending = "truncated"
     return Change(unit=unit.id, candidate=who.candidate, round=who.round, ending=ending, files=dict(changed),
-                  explanation=explanation(completion.text), usage=completion.usage)  # fmt: skip
+                  explanation=explanation(text), usage=completion.usage)  # fmt: skip
 
 
 def _tell(brief: Brief, who: Asker, message: str) -> None:
@@ -190,13 +405,23 @@ def _score(brief: Brief, report: TestReport, tests: tuple[TestChange, ...]) -> i
     return 1000 - 10 * min(broken, 99) + len(wanted & report.ids("passed"))
 
 
-def _sample_request(job: Job, brief: Brief, asker: Asker) -> ModelRequest:
+def _sample_request(job: Job, brief: Brief, asker: Asker, tests: tuple[TestChange, ...]) -> ModelRequest:
     return ModelRequest(
-        messages=chat(brief.prefix, SYSTEM, light_instruction(brief)),
-        max_tokens=SAMPLE_TOKENS,
+        messages=(
+            *chat(brief.prefix, SYSTEM, light_instruction(brief, tests)),
+            Message(role="assistant", content=OPENING),
+        ),
+        max_tokens=_token_bound(brief),
+        stop=("\n```\n",),
         temperature=TEMPERATURES[(asker.sample - 1) % len(TEMPERATURES)],
         seed=job.seed * 10_000 + asker.round * 1_000 + asker.candidate * 100 + asker.sample,
     )
+
+
+def _token_bound(brief: Brief) -> int:
+    """Room for the sentences and for the longest function shown, at about 3 characters a token."""
+    longest = max((len(f.text) for e in brief.excerpts for f in functions(e.path, e.text)), default=1_500)
+    return min(SAMPLE_TOKENS, 250 + longest // 3)
 
 
 def explanation(answer: str) -> str:

@@ -53,7 +53,9 @@ def combine(mirror: Mirror, base_sha: str, changes: Iterable[Change]) -> tuple[d
 
 def collect_key(job: Job, changes: tuple[Change, ...], tests: tuple[TestChange, ...]) -> str:
     """Cache key: the base commit and every byte that goes onto the branch."""
-    said = json.dumps([job.repository.base_sha, job.ticket.key, [c.files for c in changes], [t.files for t in tests]], sort_keys=True)
+    said = json.dumps(
+        [job.repository.base_sha, job.ticket.key, [c.files for c in changes], [t.files for t in tests]], sort_keys=True
+    )
     return f"collect-{hashlib.sha256(said.encode()).hexdigest()}"
 
 

@@ -151,13 +151,17 @@ def _merged(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _excerpt(path: str, lines: list[str], start: int, end: int) -> CodeExcerpt:
-    return CodeExcerpt(path=path, start_line=start, end_line=end, text="\n".join(lines[start - 1 : end]), reason="search")
+    return CodeExcerpt(
+        path=path, start_line=start, end_line=end, text="\n".join(lines[start - 1 : end]), reason="search"
+    )
 
 
 def language(path: str) -> str:
     """The name for a Markdown code fence."""
     suffix = path.rsplit(".", 1)[-1]
-    return {"py": "python", "js": "javascript", "mjs": "javascript", "ts": "typescript", "tsx": "tsx"}.get(suffix, suffix)
+    return {"py": "python", "js": "javascript", "mjs": "javascript", "ts": "typescript", "tsx": "tsx"}.get(
+        suffix, suffix
+    )
 
 
 def fenced(text: str, nonce: str) -> str:
@@ -182,7 +186,9 @@ def render_prefix(
     nonce: str,
 ) -> str:
     """The text all prompts of this ticket start with."""
-    said = "\n\n".join([ticket.title, ticket.body, *(f"{c.author}: {c.body}" for c in ticket.comments if c.marker is None)])
+    said = "\n\n".join(
+        [ticket.title, ticket.body, *(f"{c.author}: {c.body}" for c in ticket.comments if c.marker is None)]
+    )
     parts = [f"Repository `{repository}`, tests run with `{policy.test or 'none'}`."]
     parts += [f"Rules of the repository:\n{fenced(rules[:RULES_CHARS], nonce)}"] if rules else []
     parts += [f"Ticket {ticket.key}:\n{fenced(said[:TICKET_CHARS], nonce)}"]

@@ -47,5 +47,7 @@ async def archive(
     }
     folder = f"{job.ticket.key}/attempt-{job.attempt}"
     put = services.objects().put
-    await asyncio.to_thread(put, f"{folder}/delivery.json", redact(json.dumps(delivery, indent=1, sort_keys=True)).encode())
+    await asyncio.to_thread(
+        put, f"{folder}/delivery.json", redact(json.dumps(delivery, indent=1, sort_keys=True)).encode()
+    )
     await asyncio.to_thread(put, f"{folder}/change.diff", evidence.diff.encode())

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from prefect import task
 
-from infra.errors import ConfigError, DiskFull, FactoryError, InfraError, WorkFailed
+from infra.errors import ConfigError, DiskFull, FactoryError, InfraError, TestsFailed, WorkFailed
 from infra.git import Mirror, directory_name, ensure_bare, is_dirty
+from infra.ledger import AttemptOutcome
 from infra.settings import RepositorySettings
 from infra.test_runners import detect_policy
 from tasks import memory, paper, progress, services
@@ -34,7 +35,7 @@ FREE_BYTES_NEEDED = 200 << 20
 
 def find_ticket(key: str) -> Ticket:
     """The ticket on the board. ConfigError when there is none, or when it has no title or text to work from."""
-    return services.board().ticket(key)
+    return services.board().find(key)
 
 
 def find_repository(ticket: Ticket, named: str | None) -> tuple[str, RepositorySettings]:
@@ -44,13 +45,17 @@ def find_repository(ticket: Ticket, named: str | None) -> tuple[str, RepositoryS
     if wanted is None and len(known) == 1:
         wanted = next(iter(known))
     if wanted is None:
-        raise ConfigError(f"ticket {ticket.key!r} names no repository: pass --repo PATH or set `repository:` in the ticket")
+        raise ConfigError(
+            f"ticket {ticket.key!r} names no repository: pass --repo PATH or set `repository:` in the ticket"
+        )
     if wanted in known:
         return wanted, known[wanted]
     path = Path(wanted).expanduser()
     if not path.exists():
         names = ", ".join(sorted(known)) or "none"
-        raise ConfigError(f"repository {wanted!r} is neither a path nor configured (configured: {names}); correct --repo or factory.yaml")
+        raise ConfigError(
+            f"repository {wanted!r} is neither a path nor configured (configured: {names}); correct --repo or factory.yaml"
+        )
     return repository_name(path), RepositorySettings(path=path.absolute())
 
 
@@ -111,7 +116,9 @@ def _need_space(home: Path) -> None:
     home.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(home).free
     if free < FREE_BYTES_NEEDED:
-        raise DiskFull(f"only {free >> 20} MiB are free for {home}; the factory needs {FREE_BYTES_NEEDED >> 20} MiB to start a ticket")
+        raise DiskFull(
+            f"only {free >> 20} MiB are free for {home}; the factory needs {FREE_BYTES_NEEDED >> 20} MiB to start a ticket"
+        )
 
 
 def _baseline_key(job: Job, policy: Policy) -> str:
@@ -123,14 +130,21 @@ def _baseline_key(job: Job, policy: Policy) -> str:
 async def baseline(job: Job, policy: Policy) -> TestReport:
     """The repository's own tests on the untouched base commit."""
     return await run_baseline(
-        services.mirror(job.repository), services.sandbox(), services.worktrees(), job.ticket.key, policy, job.repository.base_sha
+        services.mirror(job.repository),
+        services.sandbox(),
+        services.worktrees(),
+        job.ticket.key,
+        policy,
+        job.repository.base_sha,
     )
 
 
 @task(name="brief", task_run_name="brief")
 async def write_brief(job: Job) -> Brief:
     """Rules, policy, baseline, relevant code, memories and the ticket's own examples, with the shared prompt prefix."""
-    progress.report(job.ticket.key, phase="brief", role="brief", message="running the repository's tests on the base commit")
+    progress.report(
+        job.ticket.key, phase="brief", role="brief", message="running the repository's tests on the base commit"
+    )
     mirror, sha = services.mirror(job.repository), job.repository.base_sha
     policy = read_policy(mirror, sha, detect_policy)
     report = await baseline(job, policy)
@@ -145,9 +159,10 @@ async def write_brief(job: Job) -> Brief:
 
 
 def unusable(report: TestReport) -> WorkFailed:
-    from infra.errors import TestsFailed
-
-    return TestsFailed(f"the repository's tests give no evidence on the base commit: {report.error} (command: {report.command!r})")
+    """The error for a base commit whose tests say nothing."""
+    return TestsFailed(
+        f"the repository's tests give no evidence on the base commit: {report.error} (command: {report.command!r})"
+    )
 
 
 def _with_code(job: Job, brief: Brief) -> Brief:
@@ -184,19 +199,21 @@ def _as_markdown(brief: Brief) -> str:
 @task(name="close attempt", task_run_name="close attempt")
 async def close(job: Job, outcome: Outcome) -> None:
     """Write how the attempt ended. A rejection burns the attempt."""
-    ended = "accepted" if outcome.decision == "ACCEPT" else "rejected"
+    ended: AttemptOutcome = "accepted" if outcome.decision == "ACCEPT" else "rejected"
     await asyncio.to_thread(services.ledger().end_attempt, job.attempt_id, ended)
 
 
 async def give_back(job: Job, error: FactoryError) -> None:
     """End an attempt that an error stopped. The ticket returns to its own state; only `WorkFailed` burns the attempt."""
-    outcome = "infra_failed" if isinstance(error, InfraError | ConfigError) else "work_failed"
+    outcome: AttemptOutcome = "infra_failed" if isinstance(error, InfraError | ConfigError) else "work_failed"
 
     def write() -> None:
         services.ledger().end_attempt(job.attempt_id, outcome, failure_class=type(error).__name__, error=str(error))
         services.board().move(job.ticket.key, job.ticket.state)
         if outcome == "work_failed":
             reason = re.sub(r"\s+", " ", str(error))[:500]
-            services.board().comment(job.ticket.key, f"Attempt {job.attempt} failed: {reason}", marker=f"failed-{job.attempt}")
+            services.board().comment(
+                job.ticket.key, f"Attempt {job.attempt} failed: {reason}", marker=f"failed-{job.attempt}"
+            )
 
     await asyncio.to_thread(write)

@@ -40,22 +40,21 @@ class Opinion(BaseModel):
 def objections(evidence: Evidence, candidate: Candidate) -> tuple[str, ...]:
     """Everything measured that forbids ACCEPT, one sentence each.
 
-    Tests taken from the ticket itself must all pass. Tests a model wrote may be wrong, so those still red are an
-    objection only while no test of the ticket or of the repository speaks for the change.
+    New tests that are still red count, those from the ticket and those a model wrote; the latter were dropped before
+    where they are not credible (`tasks.testing.credible_tests`).
     """
     from_ticket = {name for t in candidate.tests if t.tester == 0 for name in t.red}
-    by_model = {name for t in candidate.tests if t.tester != 0 for name in t.red}
     said = list(evidence.failures)
     said += [f"Units collide in {path}." for path in candidate.conflicts]
-    red = set(evidence.still_red)
-    if red & from_ticket:
-        said.append(f"The ticket's own example still fails: {', '.join(sorted(red & from_ticket))}")
-    elif red & by_model and not (set(evidence.fixed) - by_model):
-        said.append(f"{len(red & by_model)} of {len(by_model)} generated test(s) still fail.")
+    for name in evidence.still_red:
+        whose = "The ticket's own example" if name in from_ticket else "A new test"
+        said.append(f"{whose} still fails: {name}")
     return tuple(said)
 
 
-def decide(evidence: Evidence, candidate: Candidate, opinion: Opinion | None, *, capable: bool, last_round: bool) -> Verdict:
+def decide(
+    evidence: Evidence, candidate: Candidate, opinion: Opinion | None, *, capable: bool, last_round: bool
+) -> Verdict:
     """The rule. `opinion` is None when it could not be had; it is heard only from a capable model."""
     against = objections(evidence, candidate)
     advice = f"{opinion.decision}: {' '.join(opinion.reasons)}".strip() if opinion else "no usable opinion"
@@ -99,11 +98,22 @@ async def _opinion(
         review=f"The reviewer found:\n{findings}\n" if findings else "",
         reasons=1 if small else 3,
     )
-    request = ModelRequest(messages=chat(brief.prefix, SYSTEM, instruction), max_tokens=100 if small else 1_000, seed=job.seed)
+    request = ModelRequest(
+        messages=chat(brief.prefix, SYSTEM, instruction), max_tokens=100 if small else 1_000, seed=job.seed
+    )
     return await ask_for(Opinion, asker, request, job.model)
 
 
 def as_markdown(verdict: Verdict) -> str:
     fixes = ["", "To fix:", *(f"- {f}" for f in verdict.must_fix)] if verdict.must_fix else []
     reasons = [f"- {r}" for r in verdict.reasons]
-    return "\n".join([f"**{verdict.decision}** (decided by {verdict.decided_by})", "", *reasons, *fixes, "", f"Model's advice: {verdict.advice}"])
+    return "\n".join(
+        [
+            f"**{verdict.decision}** (decided by {verdict.decided_by})",
+            "",
+            *reasons,
+            *fixes,
+            "",
+            f"Model's advice: {verdict.advice}",
+        ]
+    )

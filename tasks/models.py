@@ -212,7 +212,9 @@ class Evidence(Frozen):
 class Threat(Frozen):
     """One row of the auditor's STRIDE table. `vector` says where hostile input enters."""
 
-    category: Literal["spoofing", "tampering", "repudiation", "information-disclosure", "denial-of-service", "elevation"]
+    category: Literal[
+        "spoofing", "tampering", "repudiation", "information-disclosure", "denial-of-service", "elevation"
+    ]
     vector: str
     threat: str
     severity: Severity = "low"

@@ -30,7 +30,9 @@ def _publish(job: Job, candidate: Candidate, text: PullRequestText) -> PullReque
     )
     services.ledger().record_pull_request(job.ticket.key, pull_request)
     services.board().comment(
-        job.ticket.key, f"Draft pull request: {pull_request.url} (branch `{branch}`)", marker=f"pull-request-{job.ticket.key}"
+        job.ticket.key,
+        f"Draft pull request: {pull_request.url} (branch `{branch}`)",
+        marker=f"pull-request-{job.ticket.key}",
     )
     services.board().move(job.ticket.key, IN_REVIEW)
     return pull_request

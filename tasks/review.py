@@ -98,10 +98,14 @@ def _instruction(job: Job, brief: Brief, plan: Plan, evidence: Evidence) -> str:
 def _finding(draft: DraftFinding, evidence: Evidence) -> Finding:
     """A finding outside the diff's files loses its severity: a reviewer judges the change, not the neighbourhood."""
     severity = draft.severity if draft.path in evidence.files else "low"
-    return Finding(source=f"reviewer ({draft.angle})", severity=severity, message=draft.message, path=draft.path, line=draft.line)
+    return Finding(
+        source=f"reviewer ({draft.angle})", severity=severity, message=draft.message, path=draft.path, line=draft.line
+    )
 
 
 def as_markdown(review: Review) -> str:
     rows = [f"| {f.severity} | {f.source} | {f.path}:{f.line} | {f.message} |" for f in review.findings]
-    table = ["", "| severity | source | place | finding |", "|---|---|---|---|", *rows] if rows else ["", "No findings."]
+    table = (
+        ["", "| severity | source | place | finding |", "|---|---|---|---|", *rows] if rows else ["", "No findings."]
+    )
     return "\n".join([review.summary or "(no summary)", *table])

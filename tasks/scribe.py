@@ -109,9 +109,16 @@ def _counts(report: TestReport) -> str:
 
 def _findings(evidence: Evidence, review: Review, audits: tuple[Audit, ...]) -> list[str]:
     tools = [f for f in evidence.findings if f.new]
-    lines = [f"- {f.source} {f.severity}: {quoted(f.message)} (`{f.path}:{f.line}`)" for f in (*tools, *review.findings)]
-    lines += [f"- auditor, {t.category}: {quoted(t.threat)} (enters by {quoted(t.vector)})" for a in audits for t in a.threats]
-    return [*(lines or ["None new by the tools, none by the reviewer."]), *([f"Review: {quoted(review.summary)}"] if review.summary else [])]
+    lines = [
+        f"- {f.source} {f.severity}: {quoted(f.message)} (`{f.path}:{f.line}`)" for f in (*tools, *review.findings)
+    ]
+    lines += [
+        f"- auditor, {t.category}: {quoted(t.threat)} (enters by {quoted(t.vector)})" for a in audits for t in a.threats
+    ]
+    return [
+        *(lines or ["None new by the tools, none by the reviewer."]),
+        *([f"Review: {quoted(review.summary)}"] if review.summary else []),
+    ]
 
 
 def cost_table(job: Job, usage: Usage) -> list[str]:

@@ -45,7 +45,10 @@ async def audit(job: Job, brief: Brief, plan: Plan, number: int) -> Audit:
         instruction, limit = SMALL_INSTRUCTION, 120
     else:
         lens = LENSES[(number - 1) % len(LENSES)]
-        instruction, limit = INSTRUCTION.format(number=number, lens=lens, plan=plan.model_dump_json(exclude={"usage"})), 1_500
+        instruction, limit = (
+            INSTRUCTION.format(number=number, lens=lens, plan=plan.model_dump_json(exclude={"usage"})),
+            1_500,
+        )
     request = ModelRequest(messages=chat(brief.prefix, SYSTEM, instruction), max_tokens=limit, seed=job.seed)
     answer, usage = await ask_for(Threats, asker, request, job.model)
     found = Audit(auditor=number, threats=tuple(answer.threats) if answer else (), usage=usage)
@@ -57,4 +60,8 @@ def _as_markdown(audit: Audit, *, answered: bool) -> str:
     if not answered:
         return "The auditor's answer could not be used."
     rows = [f"| {t.category} | {t.vector} | {t.threat} | {t.severity} |" for t in audit.threats]
-    return "\n".join(["| STRIDE | vector | threat | severity |", "|---|---|---|---|", *rows]) if rows else "No threat named."
+    return (
+        "\n".join(["| STRIDE | vector | threat | severity |", "|---|---|---|---|", *rows])
+        if rows
+        else "No threat named."
+    )

@@ -8,12 +8,12 @@ import secrets
 from functools import cache
 from pathlib import Path
 
-from infra.boards.folder import FolderBoard
+from infra.boards.folder import FolderBoard, open_board
 from infra.git import Mirror
 from infra.ledger import Ledger, open_ledger
 from infra.llm import ModelClient
 from infra.llm.opening import open_model
-from infra.objects import FolderObjects, open_objects
+from infra.objects import Objects, open_objects
 from infra.pull_requests.folder import FolderForge
 from infra.sandbox import Sandbox, open_sandbox
 from infra.settings import Settings, load_settings
@@ -36,13 +36,13 @@ def sandbox() -> Sandbox:
 
 
 @cache
-def objects() -> FolderObjects:
+def objects() -> Objects:
     return open_objects(settings())
 
 
 @cache
 def board() -> FolderBoard:
-    return FolderBoard(settings().board or settings().root / "board")
+    return open_board(settings())
 
 
 _model: ModelClient | None = None

@@ -21,7 +21,7 @@ from tasks.asking import Asker, ask, chat
 from tasks.coding import code_blocks
 from tasks.context import SYSTEM, is_test_path, source_files
 from tasks.evidence import red_tests
-from tasks.models import Brief, Job, ModelRequest, Plan, TestChange, TestReport, Usage
+from tasks.models import Brief, Evidence, Job, ModelRequest, Plan, TestChange, TestReport, Usage
 
 PROMPT_VERSION = "tester-1"
 TEST_TOKENS = 500
@@ -128,8 +128,9 @@ def _repeats_the_code(node: ast.stmt, names: Mapping[str, str]) -> bool:
     """Copies of the code under test, guessed imports of it, and calls at module level are dropped."""
     if isinstance(node, ast.ImportFrom | ast.Import):
         return bool({alias.name for alias in node.names} & names.keys())
-    defines = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-    return (defines and node.name in names) or isinstance(node, ast.If | ast.Expr)
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return node.name in names
+    return isinstance(node, ast.If | ast.Expr)
 
 
 def _is_test(node: ast.stmt) -> bool:
@@ -197,9 +198,7 @@ def _red_key(brief: Brief, files: Mapping[str, str]) -> str:
 @task(name="run new tests on base", persist_result=True, cache_key_fn=lambda _, a: _red_key(a["brief"], a["files"]))
 async def run_on_base(brief: Brief, files: dict[str, str]) -> TestReport:
     """The new tests on the unchanged base commit; those that fail there for the right reason are red."""
-    return await red_tests(
-        services.mirror(brief.repository), services.sandbox(), services.worktrees(), brief, files
-    )
+    return await red_tests(services.mirror(brief.repository), services.sandbox(), services.worktrees(), brief, files)
 
 
 async def examples_as_tests(brief: Brief) -> TestChange | None:
@@ -238,7 +237,9 @@ async def sample_tests(job: Job, brief: Brief, plan: Plan, asker: Asker) -> Test
         if text is None:
             continue
         change = await checked(brief, asker.candidate, {path: text})
-        progress.report(job.ticket.key, phase="test", role=who.label, message=f"{len(change.red)} new test(s) fail on base")
+        progress.report(
+            job.ticket.key, phase="test", role=who.label, message=f"{len(change.red)} new test(s) fail on base"
+        )
         if change.red:
             break
     return change.model_copy(update={"usage": usage})
@@ -249,6 +250,45 @@ async def checked(brief: Brief, tester: int, files: dict[str, str]) -> TestChang
     report = await run_on_base(brief, files)
     red = tuple(sorted(report.ids("failed")))
     return TestChange(tester=tester, files=files, red=red, report=report, ending="done" if red else "unchanged")
+
+
+def credible_tests(tests: tuple[TestChange, ...], evidence: Evidence, *, last_round: bool) -> tuple[TestChange, ...]:
+    """The tests without those a model wrote that the change leaves red, where enough else speaks for the change.
+
+    A generated test may simply be wrong. It is dropped when a test of the ticket or of the repository turned green, or
+    in the last round when more generated tests turned green than stay red. Otherwise it stays and is an objection.
+    """
+    by_model = {name for t in tests if t.tester > 0 for name in t.red}
+    red, green = by_model & set(evidence.still_red), by_model & set(evidence.fixed)
+    vouched = bool(set(evidence.fixed) - by_model) or (last_round and len(green) > len(red))
+    if not red or not vouched:
+        return tests
+    kept = (without_tests(t, red) if t.tester > 0 else t for t in tests)
+    return tuple(t for t in kept if t.red)
+
+
+def without_tests(change: TestChange, names: set[str]) -> TestChange:
+    """The change without the named tests; a file of another language than Python goes as a whole."""
+    gone = {name.split("[")[0] for name in names}
+    files: dict[str, str] = {}
+    for path, text in change.files.items():
+        functions_gone = {name.rsplit("::", 1)[-1] for name in gone if name.startswith(f"{path}::")}
+        if not any(name.startswith(path) for name in gone):
+            files[path] = text
+        elif path.endswith(".py") and functions_gone:
+            files[path] = _without_functions(text, functions_gone)
+    left = tuple(n for n in change.red if n.split("[")[0] not in gone and any(n.startswith(p) for p in files))
+    return change.model_copy(update={"files": files, "red": left})
+
+
+def _without_functions(text: str, names: set[str]) -> str:
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef):
+            node.body = [n for n in node.body if not (isinstance(n, ast.FunctionDef) and n.name in names)] or [
+                ast.Pass()
+            ]
+    return ast.unparse(tree) + "\n"
 
 
 def _as_markdown(change: TestChange) -> str:

@@ -116,6 +116,8 @@ def test_values_in_tests_are_only_suspicious_in_a_known_shape() -> None:
         ("a.py", "sys.modules['pytest'].raises = lambda *a: None", "high"),
         ("tests/test_a.py", "pytest_plugins = ['a']", "high"),
         ("a.py", "def pytest_runtest_makereport(item, call):", "high"),
+        ("a.py", "import __main__", "high"),
+        ("a.py", "sys.modules['__main__'].Recorder.keep = f", "high"),
         ("a.py", "os._exit(0)", "medium"),
         ("a.js", "if (process.env.NODE_TEST_CONTEXT) {", "high"),
         ("a.mjs", "process.exit(0);", "medium"),

@@ -164,6 +164,12 @@ async def test_a_module_of_the_repository_cannot_take_the_runners_place(tmp_path
     assert outcomes(await pytest_run(tmp_path, files)) == {"test_a.py::test_1": "failed"}
 
 
+async def test_code_that_alters_the_recorder_contradicts_pytests_own_count(tmp_path: Path) -> None:
+    code = "import gc\nfor o in gc.get_objects():\n    if type(o).__name__ == 'Recorder':\n        type(o).keep = lambda s, n, *_: s.results.setdefault(n, {'outcome': 'passed'})\n"
+    run = await pytest_run(tmp_path, {"calc.py": code, "test_a.py": "import calc\ndef test_1(): assert False\n"})
+    assert "tampered" in (run.error or "")
+
+
 async def test_orders_are_gone_before_code_of_the_repository_runs(tmp_path: Path) -> None:
     text = "import os, sys\ndef test_1():\n    try: os.lseek(0, 0, 0)\n    except OSError: pass\n    assert os.read(0, 10) == b''\n"
     assert outcomes(await pytest_run(tmp_path, {"test_a.py": text})) == {"test_a.py::test_1": "passed"}
