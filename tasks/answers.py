@@ -1,8 +1,9 @@
-"""Structured answers: ask for a JSON object of a pydantic model and read it forgivingly, once more if it is unusable."""
+"""Reading what models write: fenced code blocks, and JSON objects of a pydantic model, asked once more if unusable."""
 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -12,6 +13,13 @@ from tasks.asking import Asker, ask
 from tasks.models import Message, ModelRequest, Usage
 
 Answer = TypeVar("Answer", bound=BaseModel)
+
+
+def code_blocks(answer: str) -> list[str]:
+    """The fenced blocks of an answer in order; an unclosed last block counts."""
+    return [
+        block for block in re.findall(r"```[\w+-]*[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", answer, flags=re.S) if block.strip()
+    ]
 
 
 def parse(text: str, shape: type[Answer]) -> Answer | None:

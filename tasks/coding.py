@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,10 +19,12 @@ from infra.git import Worktree
 from infra.mutants import Mutant, mutants
 from infra.mutation_runs import executed_lines, green_mutants
 from infra.syntax import functions, is_source, parses, splice
+from infra.test_runners import is_test_path
 from tasks import progress, services
 from tasks.agent import EDITING, AgentEvent, AgentLimits, Toolbox, run_agent
+from tasks.answers import code_blocks
 from tasks.asking import Asker, RecordedModel, ask, chat
-from tasks.context import SYSTEM, fenced, is_test_path, language, rank_functions
+from tasks.context import SYSTEM, fenced, language, rank_functions
 from tasks.evidence import run_tests
 from tasks.models import (
     Brief,
@@ -70,13 +71,6 @@ def _failing(brief: Brief, tests: tuple[TestChange, ...]) -> str:
     shown = [t for t in tests if t.tester > 0 and t.red and t.report]
     texts = [f"{text.strip()}\n{t.report.output if t.report else ''}" for t in shown for text in t.files.values()]
     return f"These tests fail now:\n{fenced(texts[0][:TEST_CHARS], brief.nonce)}\n" if texts else ""
-
-
-def code_blocks(answer: str) -> list[str]:
-    """The fenced blocks of an answer in order; an unclosed last block counts."""
-    return [
-        block for block in re.findall(r"```[\w+-]*[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", answer, flags=re.S) if block.strip()
-    ]
 
 
 def apply_answer(answer: str, files: dict[str, str]) -> tuple[Ending, dict[str, str]]:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 
 from infra.syntax import Function, functions, is_source
+from infra.test_runners import is_test_path
 from tasks.models import CodeExcerpt, Frozen, Policy, TestReport, Ticket
 
 SYSTEM = (
@@ -210,14 +211,6 @@ def _render_code(excerpts: tuple[CodeExcerpt, ...]) -> list[str]:
             text += gap + after.text
         blocks.append(f"File `{path}`:\n```{language(path)}\n{text}\n```")
     return blocks
-
-
-def is_test_path(path: str) -> bool:
-    """True for files that hold tests by the conventions of pytest, node, Jest and Go."""
-    name = path.rsplit("/", 1)[-1]
-    folders = path.split("/")[:-1]
-    by_name = re.match(r"test_.*|.*_test\.\w+|.*\.(test|spec)\.\w+|conftest\.py", name) is not None
-    return by_name or any(part in ("tests", "test", "__tests__", "spec") for part in folders)
 
 
 def source_files(paths: list[str]) -> list[str]:

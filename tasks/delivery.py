@@ -10,7 +10,17 @@ from prefect import task
 from infra.redaction import redact
 from tasks import paper, services
 from tasks.models import Audit, Candidate, Evidence, Job, Plan, Review, Usage, Verdict
-from tasks.scribe import cost_table
+
+
+def cost_table(job: Job, usage: Usage) -> list[str]:
+    """Tokens as the provider counted them; USD by the prices in the settings."""
+    share = usage.cached_tokens / usage.prompt_tokens if usage.prompt_tokens else 0.0
+    return [
+        "| model | calls | prompt tokens | cached | completion tokens | model seconds | USD |",
+        "|---|---|---|---|---|---|---|",
+        f"| {job.model} | {usage.calls} | {usage.prompt_tokens} | {share:.0%} | {usage.completion_tokens} "
+        f"| {usage.seconds:.0f} | {usage.cost_usd:.4f} |",
+    ]
 
 
 @task(name="cost", task_run_name="cost")

@@ -15,8 +15,8 @@ from tasks import paper, services
 from tasks.answers import ask_for
 from tasks.asking import Asker, chat
 from tasks.context import SYSTEM, fenced
+from tasks.measuring import DIFF_CHARS, SMALL_DIFF_CHARS, facts
 from tasks.models import Brief, Candidate, Evidence, Job, ModelRequest, Plan, Review, Usage, Verdict
-from tasks.review import DIFF_CHARS, SMALL_DIFF_CHARS, facts
 
 PROMPT_VERSION = "judge-1"
 

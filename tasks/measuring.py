@@ -11,6 +11,10 @@ from tasks import paper, services
 from tasks.evidence import gather_evidence
 from tasks.models import Brief, Candidate, Evidence, Job
 
+DIFF_CHARS = 20_000
+SMALL_DIFF_CHARS = 2_500
+"""How much of a diff a capable and a small model are shown."""
+
 
 def evidence_key(job: Job, brief: Brief, candidate: Candidate) -> str:
     """Cache key: the commit, the policy it is tested by and the new tests."""
@@ -52,6 +56,15 @@ def rank(candidate: Candidate, evidence: Evidence) -> tuple[int, int, int, int, 
         len(evidence.fixed),
         -len(evidence.still_red),
         -(evidence.lines_added + evidence.lines_removed),
+    )
+
+
+def facts(evidence: Evidence) -> str:
+    """The evidence in one line for a prompt."""
+    failures = "; ".join(evidence.failures) or "nothing failing"
+    return (
+        f"{len(evidence.fixed)} test(s) fail before and pass after, {len(evidence.broken)} broken, "
+        f"+{evidence.lines_added} -{evidence.lines_removed} lines in {len(evidence.files)} file(s); {failures}"
     )
 
 

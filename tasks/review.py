@@ -11,11 +11,10 @@ from tasks import paper
 from tasks.answers import ask_for
 from tasks.asking import Asker, chat
 from tasks.context import SYSTEM, fenced
+from tasks.measuring import DIFF_CHARS, SMALL_DIFF_CHARS, facts
 from tasks.models import Brief, Candidate, Evidence, Finding, Job, ModelRequest, Plan, Review, Severity
 
 PROMPT_VERSION = "reviewer-1"
-DIFF_CHARS = 20_000
-SMALL_DIFF_CHARS = 2_500
 
 SMALL_INSTRUCTION = """\
 This change was made for the ticket:
@@ -51,15 +50,6 @@ class DraftReview(BaseModel):
 
 class SmallReview(BaseModel):
     summary: str = Field(default="", max_length=300)
-
-
-def facts(evidence: Evidence) -> str:
-    """The evidence in one line for a prompt."""
-    failures = "; ".join(evidence.failures) or "nothing failing"
-    return (
-        f"{len(evidence.fixed)} test(s) fail before and pass after, {len(evidence.broken)} broken, "
-        f"+{evidence.lines_added} -{evidence.lines_removed} lines in {len(evidence.files)} file(s); {failures}"
-    )
 
 
 @task(name="reviewer", task_run_name="reviewer {round}")

@@ -7,6 +7,7 @@ import re
 from prefect import task
 
 from tasks import paper
+from tasks.delivery import cost_table
 from tasks.models import Audit, Candidate, Evidence, Frozen, Job, Plan, Review, TestReport, Usage, Verdict
 
 
@@ -118,15 +119,4 @@ def _findings(evidence: Evidence, review: Review, audits: tuple[Audit, ...]) -> 
     return [
         *(lines or ["None new by the tools, none by the reviewer."]),
         *([f"Review: {quoted(review.summary)}"] if review.summary else []),
-    ]
-
-
-def cost_table(job: Job, usage: Usage) -> list[str]:
-    """Tokens as the provider counted them; USD by the prices in the settings."""
-    share = usage.cached_tokens / usage.prompt_tokens if usage.prompt_tokens else 0.0
-    return [
-        "| model | calls | prompt tokens | cached | completion tokens | model seconds | USD |",
-        "|---|---|---|---|---|---|---|",
-        f"| {job.model} | {usage.calls} | {usage.prompt_tokens} | {share:.0%} | {usage.completion_tokens} "
-        f"| {usage.seconds:.0f} | {usage.cost_usd:.4f} |",
     ]

@@ -16,10 +16,11 @@ from pathlib import PurePosixPath
 from prefect import task
 
 from infra.syntax import functions, parses
+from infra.test_runners import is_test_path
 from tasks import paper, progress, services
+from tasks.answers import code_blocks
 from tasks.asking import Asker, ask, chat
-from tasks.coding import code_blocks
-from tasks.context import SYSTEM, is_test_path, source_files
+from tasks.context import SYSTEM, source_files
 from tasks.evidence import red_tests
 from tasks.models import Brief, Evidence, Job, ModelRequest, Plan, TestChange, TestReport, Usage
 

@@ -1,4 +1,5 @@
-"""Fixtures every test may use: one real embedded PostgreSQL per test process, a fresh migrated database per test."""
+"""Fixtures every test may use: one real embedded PostgreSQL and one real Prefect server per test process, started when
+first asked for, and a fresh migrated database per test."""
 
 from __future__ import annotations
 
@@ -12,8 +13,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from deployments.engine import HOST, end_group, free_port, start_server, wait_for_server
 from infra.ledger import Ledger
 from infra.postgres import ensure_postgres, stop_postgres
+from infra.settings import Settings
 
 _TEMPLATE = "ledger_template"
 
@@ -48,6 +51,22 @@ def database_url(postgres_url: str) -> Iterator[str]:
     _execute(postgres_url, "create database {} template ledger_template", name)
     yield _named(postgres_url, name)
     _execute(postgres_url, "drop database {} with (force)", name)
+
+
+@pytest.fixture(scope="session")
+def prefect_url(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`http://…/api` of a running Prefect server with a database of its own, for all runs of this test process."""
+    _execute(postgres_url, "create database {}", "prefect_tests")
+    home = tmp_path_factory.mktemp("prefect")
+    settings = Settings(home=home, database_url=_named(postgres_url, "prefect_tests"))
+    port, log = free_port(), home / "server.log"
+    server = start_server(settings, port, log, ["--no-ui", "--no-scheduler", "--no-late-runs"])
+    try:
+        url = f"http://{HOST}:{port}/api"
+        wait_for_server(url, server, log)
+        yield url
+    finally:
+        end_group(server)
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def test_the_bug_is_real_and_the_repositorys_own_tests_miss_it(tmp_path: Path) -
     ticket = (demo.board / f"{demo.ticket}.md").read_text()
     example = ticket.split("```python\n")[1].split("```")[0]
     typed = subprocess.run(
-        [sys.executable, "-c", example], cwd=demo.repository, capture_output=True, text=True, check=False
+        [sys.executable, "-c", example], cwd=demo.repository, capture_output=True, text=True, check=True
     )
-    said = ticket.split("What I got:\n\n```\n")[1].split("\n```")[0]
-    assert typed.stderr.strip().splitlines()[-1] == said
+    assert f"Got: `{typed.stdout.strip()}`" in ticket
+    assert f"Expected: `{typed.stdout.strip()}`" not in ticket

@@ -41,4 +41,4 @@ def overlaps(first, second):
     """Return True if the two bookings need the same room at the same time."""
     if first.room != second.room:
         return False
-    return first.start <= second.end and second.start <= first.end
+    return first.start < second.end and second.start < first.end

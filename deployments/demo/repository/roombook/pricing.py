@@ -3,8 +3,8 @@
 from collections import defaultdict
 
 UNIT_MINUTES = 30
-CENTS_PER_UNIT = {"Oak": 400, "Elm": 400, "Hall": 1500}
-DEFAULT_CENTS = 300
+CENTS_PER_UNIT = {"Oak": 425, "Elm": 425, "Hall": 1550}
+DEFAULT_CENTS = 315
 DAY_LIMIT_UNITS = 12
 
 
@@ -28,6 +28,7 @@ def totals(bookings):
 
 
 def format_cents(cents):
-    """Return cents as text with two decimals, e.g. "12.50"."""
+    """Return an amount of cents as text with two decimals, e.g. 1250 as "12.50"."""
     sign = "-" if cents < 0 else ""
-    return f"{sign}{abs(cents) // 100}.{abs(cents) % 100:02d}"
+    whole, rest = divmod(abs(cents), 100)
+    return f"{sign}{whole}.{rest}"

@@ -6,7 +6,7 @@ from roombook.diary import Diary
 def day():
     diary = Diary()
     diary.book("Oak", "09:00", "10:00", "Ada")
-    diary.book("Oak", "13:00", "15:00", "Grace")
+    diary.book("Oak", "13:00", "14:30", "Grace")
     return diary
 
 
@@ -17,9 +17,9 @@ def test_room_sign():
 
 
 def test_sheets():
-    assert report.day_sheet(day()) == "Oak 09:00-10:00 Ada\nOak 13:00-15:00 Grace"
-    assert report.free_sheet(day(), ["Oak"]) == "Oak: 08:00-09:00, 10:00-13:00, 15:00-20:00"
-    assert report.invoice(day()) == "Grace: 16.00\nAda: 8.00"
+    assert report.day_sheet(day()) == "Oak 09:00-10:00 Ada\nOak 13:00-14:30 Grace"
+    assert report.free_sheet(day(), ["Oak"]) == "Oak: 08:00-09:00, 10:00-13:00, 14:30-20:00"
+    assert report.invoice(day()) == "Grace: 12.75\nAda: 8.50"
 
 
 def test_a_diary_survives_saving(tmp_path):

@@ -1,0 +1,115 @@
+"""A whole factory for one test: real git, PostgreSQL, Prefect and bubblewrap, and a model whose answers are written down."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import pytest
+
+from infra.ledger import Ledger, TicketHistory
+from infra.llm.scripted import ScriptedModel
+from infra.postgres import open_databases
+from infra.settings import load_settings
+from tests.shop import ROLES, make_repository, script, write_ticket
+
+if TYPE_CHECKING:
+    from tasks.models import Outcome
+
+
+class Factory:
+    """One home with a board, a repository and a scripted model; `run` is what the command line does, in this process."""
+
+    def __init__(self, folder: Path, model: ScriptedModel) -> None:
+        self.home, self.board = folder / "home", folder / "home" / "board"
+        self.repository = make_repository(folder / "shop")
+        self.model = model
+
+    async def run(self, key: str) -> Outcome:
+        from flows.ticket import work_ticket
+
+        return await work_ticket(key, str(self.repository))
+
+    def calls(self) -> list[str]:
+        """The role of every request the model got, in order."""
+        return [ROLES[r.rule] if r.rule is not None else "unknown" for r in self.model.requests]
+
+    def pull_request(self, key: str) -> Path | None:
+        return next(iter((self.home / "forge").glob(f"*/pulls/agent--{key.lower()}*.md")), None)
+
+    def remote(self) -> Path:
+        return next((self.home / "forge").glob("*/repo.git"))
+
+    def leftovers(self) -> list[Path]:
+        """Checkouts that a run should have removed."""
+        return [p for p in (self.home / "worktrees").glob("*/*") if p.name != ".private"]
+
+    def history(self, key: str) -> TicketHistory:
+        with Ledger(open_databases(load_settings()).ledger, "folder") as ledger:
+            return ledger.history(key)
+
+
+@pytest.fixture(scope="session")
+def _prefect(prefect_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Prefect of this process talks to the server of the session and keeps nothing in the user's home."""
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_HOME,
+        PREFECT_LOGGING_TO_API_ENABLED,
+        PREFECT_RESULTS_PERSIST_BY_DEFAULT,
+        temporary_settings,
+    )
+
+    home = tmp_path_factory.mktemp("prefect-client")
+    with temporary_settings(
+        {
+            PREFECT_API_URL: prefect_url,
+            PREFECT_HOME: home,
+            PREFECT_RESULTS_PERSIST_BY_DEFAULT: True,
+            PREFECT_LOGGING_TO_API_ENABLED: False,
+        }
+    ):
+        yield
+
+
+@pytest.fixture
+def factory(
+    _prefect: None, tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Factory]:
+    """A factory whose model answers right at once; set `factory.model.rules` for another story."""
+    from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+
+    from tasks import services
+
+    with ExitStack() as stack:
+        model = stack.enter_context(ScriptedModel(script()))
+        made = Factory(tmp_path, model)
+        for name, value in {
+            "HOME": str(made.home),
+            "DATABASE_URL": database_url,
+            "MODEL": "openai/scripted",
+            "MODEL_URL": model.openai_url,
+            "MODEL_TIER": "small",
+            "MAX_SAMPLES": "2",
+        }.items():
+            monkeypatch.setenv(f"DARKFACTORY_{name}", value)
+        _forget(monkeypatch)
+        stack.enter_context(temporary_settings({PREFECT_LOCAL_STORAGE_PATH: made.home / "results"}))
+        yield made
+        if services.ledger.cache_info().currsize:
+            services.ledger().close()
+        _forget(monkeypatch)
+
+
+def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a process opens once is opened anew for this test."""
+    from tasks import services
+
+    for opened in (services.settings, services.ledger, services.sandbox, services.objects, services.board):
+        opened.cache_clear()
+    monkeypatch.setattr(services, "_model", None)
+    monkeypatch.setattr(services, "_opening", asyncio.Lock())
