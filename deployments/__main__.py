@@ -151,7 +151,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return int(app(given, standalone_mode=False, prog_name="darkfactory") or 0)
+        code = int(app(given, standalone_mode=False, prog_name="darkfactory") or 0)
+        if code == INTERRUPTED:  # typer turns the interruption into this number
+            raise KeyboardInterrupt
+        return code
     except FactoryError as error:
         return _fail(given, type(error).__name__, str(error), error.exit_code)
     except ClickException as error:

@@ -1,6 +1,6 @@
 """Prefect's surroundings: its settings, the server a process talks to, and the limits that steps ask for by name.
 
-Prefect reads its settings when it is imported, so `start_engine` comes before the first import of `flows` or `tasks`.
+Prefect reads its settings when it is imported, so `choose_engine` comes before the first import of `flows` or `tasks`.
 """
 
 from __future__ import annotations
@@ -65,18 +65,28 @@ class ServerRecord(BaseModel):
 
 
 class Engine:
-    """The Prefect server this process uses. `child` is the temporary one that was started for it, if any."""
+    """The Prefect server this process uses: one that runs already, or (`port`) a temporary one of its own."""
 
-    def __init__(self, api_url: str, child: subprocess.Popen[bytes] | None = None, log: Path | None = None) -> None:
-        self.api_url, self._child, self._log = api_url, child, log
+    def __init__(self, settings: Settings, api_url: str, port: int | None = None) -> None:
+        self.api_url = api_url
+        self._settings, self._port = settings, port
+        self._log = settings.root / "logs" / "prefect-temporary.log"
+        self._child: subprocess.Popen[bytes] | None = None
 
     @property
     def temporary(self) -> bool:
-        return self._child is not None
+        return self._port is not None
+
+    def start(self) -> None:
+        """Start the temporary server, if it is to be one; it comes up while other set-up goes on (`wait`)."""
+        if self._port is not None and self._child is None:
+            # its pages are not served, and nothing is scheduled by a server that ends with its run
+            extra = ["--no-ui", "--no-scheduler", "--no-late-runs"]
+            self._child = start_server(self._settings, self._port, self._log, extra)
 
     def wait(self) -> None:
         """Return when the server answers. Raises Unreachable when it ended or took too long."""
-        wait_for_server(self.api_url, self._child, self._log)
+        wait_for_server(self.api_url, self._child, self._log if self.temporary else None)
 
     def stop(self) -> None:
         """End the temporary server; a server of others is left alone. May be called twice."""
@@ -89,32 +99,28 @@ def prepare_engine(settings: Settings, verbose: bool = False) -> None:
 
     Raises Unreachable when no server comes up, or what `open_databases` raises.
     """
-    engine = start_engine(settings, verbose)
+    engine = choose_engine(settings, verbose)
     atexit.register(engine.stop)
+    engine.start()
     engine.wait()
 
 
-def start_engine(settings: Settings, verbose: bool = False) -> Engine:
+def choose_engine(settings: Settings, verbose: bool = False) -> Engine:
     """Set Prefect's environment and choose the server: the one of `up`, else PREFECT_API_URL, else a temporary one.
 
-    A temporary server is still starting when this returns (`Engine.wait`), so that other set-up can go on beside it.
+    Starts no process. Afterwards Prefect may be imported.
     """
-    os.environ.update(engine_environment(settings, verbose))
     named = os.environ.get("PREFECT_API_URL")
     record = read_record(settings.root)
-    for url in (record.api_url if record and record.up.alive else None, named):
-        if url and is_healthy(url):
-            os.environ["PREFECT_API_URL"] = url
-            return Engine(url)
-    if named:
+    running = [record.api_url] if record and record.up.alive else []
+    found = next((url for url in [*running, *([named] if named else [])] if is_healthy(url)), None)
+    if named and not found:
         _log.warning("no Prefect server answers at PREFECT_API_URL=%r; starting a temporary one", named)
-    port = free_port()
-    url = f"http://{HOST}:{port}/api"
-    os.environ["PREFECT_API_URL"] = url
-    # the UI is not served, and nothing is scheduled by a server that ends with its run
-    extra = ["--no-ui", "--no-scheduler", "--no-late-runs"]
-    log = settings.root / "logs" / "prefect-temporary.log"
-    return Engine(url, start_server(settings, port, log, extra), log)
+    port = None if found else free_port()
+    url = found or f"http://{HOST}:{port}/api"
+    os.environ.update(engine_environment(settings, verbose), PREFECT_API_URL=url)
+    (settings.root / "prefect").mkdir(parents=True, exist_ok=True)  # Prefect makes the last folder only, and warns
+    return Engine(settings, url, port)
 
 
 def engine_environment(settings: Settings, verbose: bool = False) -> dict[str, str]:
@@ -245,10 +251,8 @@ def write_record(home: Path, record: ServerRecord) -> None:
 
 
 def limits(settings: Settings) -> dict[str, int]:
-    """The global concurrency limits that steps ask for with `strict=True`: name -> slots."""
-    from tasks.asking import MODEL_LIMIT
-
-    return {MODEL_LIMIT: settings.model_slots, NODE_LIMIT: settings.model_slots}
+    """The global concurrency limits on the server: name -> slots. Model slots are the node's own (`infra.slots`)."""
+    return {NODE_LIMIT: settings.model_slots}
 
 
 async def ensure_limits(settings: Settings) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import atexit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from deployments.engine import engine_environment, ensure_limits, start_engine
+from deployments.engine import choose_engine, ensure_limits
 from infra.llm import ModelClient
 from infra.llm.opening import open_model
 from infra.settings import Settings
@@ -22,19 +22,29 @@ if TYPE_CHECKING:
 
 def work(settings: Settings, ticket: str, repository: str | None, verbose: bool) -> Outcome:
     """Run `work_ticket` to its end. Raises FactoryError; mistakes in ticket, repository or model show before anything starts."""
-    os.environ.update(engine_environment(settings, verbose))
+    engine = choose_engine(settings, verbose)
     from tasks.intake import find_repository, find_ticket
 
     find_repository(find_ticket(ticket), repository)
     model = _open_model(settings)
-    engine = start_engine(settings, verbose)
+    atexit.register(
+        engine.stop
+    )  # not sooner: at exit Prefect hands in its last logs and waits a minute for a dead server
+    engine.start()
+    if settings.model == "embedded":
+        asyncio.run(model.check())  # loads the weights while Prefect's server starts
+    engine.wait()
+    return _run_flow(settings, ticket, repository, verbose)
+
+
+def _run_flow(settings: Settings, ticket: str, repository: str | None, verbose: bool) -> Outcome:
+    """Prefect takes SIGTERM over while a flow runs and raises a signal of its own, which is our interruption."""
+    from prefect.exceptions import TerminationSignal
+
     try:
-        if settings.model == "embedded":
-            asyncio.run(model.check())  # loads the weights while Prefect's server starts
-        engine.wait()
         return asyncio.run(_work(settings, ticket, repository, verbose))
-    finally:
-        engine.stop()
+    except TerminationSignal:
+        raise KeyboardInterrupt from None
 
 
 async def _work(settings: Settings, ticket: str, repository: str | None, verbose: bool) -> Outcome:

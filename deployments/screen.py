@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
 from typing import TextIO
+from urllib.parse import unquote, urlsplit
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -132,12 +133,8 @@ def duration(seconds: float) -> str:
 
 def show_outcome(console: Console, outcome: Outcome, repository: str) -> None:
     """The final report. `repository` is a checkout in which the branch can be looked at."""
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
     for name, value in report_lines(outcome):
-        table.add_row(name, Text(value))
-    console.print(table)
+        console.print(Text.assemble((f"{name:<13} ", "dim"), value), soft_wrap=True)
     for command in look_commands(outcome, repository):
         note(console, f"  {command}")
 
@@ -185,7 +182,7 @@ def look_commands(outcome: Outcome, repository: str) -> list[str]:
     if outcome.pull_request is None:
         return []
     pull = outcome.pull_request
-    bare = Path(pull.url).parent.parent / "repo.git"
+    bare = Path(unquote(urlsplit(pull.url).path)).parent.parent / "repo.git"
     if not bare.is_dir():
         return [f"git -C {quote(repository)} fetch origin {quote(pull.branch)}"]
     return [

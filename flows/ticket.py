@@ -25,6 +25,7 @@ from tasks.models import (
     Outcome,
     Plan,
     PullRequest,
+    Result,
     TestChange,
 )
 from tasks.planning import crew, make_plan
@@ -57,6 +58,29 @@ async def deliver(job: Job, started: float) -> Outcome:
     """Brief, plan, rounds of work until the judge decides, then the pull request or the reason why there is none."""
     brief = await write_brief(job)
     plan = await make_plan(job, brief)
+    result = await decide_in_rounds(job, brief, plan)
+    usage = await cost_so_far(job)
+    await archive(job, plan, result, usage)
+    pull_request: PullRequest | None = None
+    if result.verdict.decision == "ACCEPT":
+        pull_request = await publish(job, result.candidate, await write_up(job, plan, result, usage))
+    else:
+        await reject(job, result.verdict)
+    return Outcome(
+        ticket=job.ticket.key,
+        decision=result.verdict.decision,
+        reasons=result.verdict.reasons,
+        pull_request=pull_request,
+        evidence=result.evidence,
+        rounds=result.rounds,
+        usage=usage,
+        seconds=time.monotonic() - started,
+        warnings=job.warnings,
+    )
+
+
+async def decide_in_rounds(job: Job, brief: Brief, plan: Plan) -> Result:
+    """Work, measure, review and judge; REVISE starts the next round with what must be fixed. The best candidate is kept."""
     tests: tuple[TestChange, ...] = (brief.ticket_tests,) if brief.ticket_tests else ()
     must_fix: tuple[str, ...] = ()
     measured: list[tuple[Candidate, Evidence]] = []
@@ -75,25 +99,7 @@ async def deliver(job: Job, started: float) -> Outcome:
         if verdict.decision != "REVISE":
             break
         must_fix = verdict.must_fix
-    usage = await cost_so_far(job)
-    await archive(job, plan, candidate, evidence, opinion, audits, verdict, usage)
-    pull_request: PullRequest | None = None
-    if verdict.decision == "ACCEPT":
-        text = await write_up(job, plan, candidate, evidence, opinion, audits, verdict, number, usage)
-        pull_request = await publish(job, candidate, text)
-    else:
-        await reject(job, verdict)
-    return Outcome(
-        ticket=job.ticket.key,
-        decision=verdict.decision,
-        reasons=verdict.reasons,
-        pull_request=pull_request,
-        evidence=evidence,
-        rounds=number,
-        usage=usage,
-        seconds=time.monotonic() - started,
-        warnings=job.warnings,
-    )
+    return Result(candidate=candidate, evidence=evidence, review=opinion, audits=audits, verdict=verdict, rounds=number)
 
 
 async def work(

@@ -103,6 +103,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "replace": ("replaceAll",),
 }
 _OTHER_NAMES = 7
+_EDITS_OF_ONE_FUNCTION = 10_000
 
 
 class Edit(Frozen):
@@ -136,11 +137,11 @@ def mutants(
     """
     raw = source.encode()
     ranked: list[tuple[int, int, Edit, str]] = []
-    run = [f for f in targets if lines is None or any(f.start_line < line <= f.end_line for line in lines)]
+    run = [f for f in targets if lines is None or _runs(f, lines)]
     for rank, function in enumerate(run):
-        for edit in _edits(path, raw, function):
-            if lines is None or raw.count(b"\n", 0, edit.start) + 1 in lines:
-                ranked.append((edit.cost + rank, rank, edit, function.qualified_name))
+        wanted = (e for e in _edits(path, raw, function) if lines is None or raw.count(b"\n", 0, e.start) + 1 in lines)
+        for edit in islice(wanted, _EDITS_OF_ONE_FUNCTION):
+            ranked.append((edit.cost + rank, rank, edit, function.qualified_name))
     ranked.sort(key=lambda item: (item[0], item[1], item[2].start, item[2].text))
     made: dict[str, Mutant] = {}
     for cost, _, edit, name in ranked:
@@ -150,6 +151,12 @@ def mutants(
         if len(made) >= limit:
             break
     return list(made.values())
+
+
+def _runs(function: Function, lines: frozenset[int]) -> bool:
+    """Whether a line of the body is among `lines`; the first line runs on import, unless it is all there is."""
+    body = range(min(function.start_line + 1, function.end_line), function.end_line + 1)
+    return any(line in body for line in lines)
 
 
 def _edits(path: str, raw: bytes, function: Function) -> Iterator[Edit]:
@@ -170,10 +177,12 @@ def _edits(path: str, raw: bytes, function: Function) -> Iterator[Edit]:
 
 
 def _descendants(node: Node) -> Iterator[Node]:
-    for child in node.children:
+    waiting = node.children[::-1]
+    while waiting:
+        child = waiting.pop()
         yield child
         if child.type not in ("comment", "string"):
-            yield from _descendants(child)
+            waiting += child.children[::-1]
 
 
 def _text(node: Node) -> str:
@@ -234,13 +243,21 @@ def _is_keyword(node: Node) -> bool:
     )
 
 
+def _is_parameter(node: Node) -> bool:
+    """True where a parameter is declared: a second one of the same name is an error."""
+    return node.parent is not None and node.parent.type in (
+        "parameters", "lambda_parameters", "typed_parameter", "list_splat_pattern", "dictionary_splat_pattern",
+        "formal_parameters", "required_parameter", "optional_parameter", "parameter_declaration",
+    )  # fmt: skip
+
+
 def _token_edits(node: Node) -> Iterator[Edit]:
     text = _text(node)
     parent = node.parent.type if node.parent else ""
     if not node.is_named or node.type in ("not in", "is not"):
         if parent in ("keyword_argument", "default_parameter", "list_splat", "dictionary_splat", "variable_declarator"):
             return
-        for other in _OPERATORS.get(text, ()):
+        for other in () if _unpacks(node) else _OPERATORS.get(text, ()):
             yield _replace(node, other, 1 if text not in ("=", "==") or other == "!=" else 4)
         if text == "not" and node.parent is not None and node.parent.type == "not_operator":
             yield _replace(node.parent, _text(node.parent)[3:].lstrip(), 2)
@@ -248,6 +265,18 @@ def _token_edits(node: Node) -> Iterator[Edit]:
             yield _replace(node.parent, _text(node.parent)[1:].lstrip(), 2)
     for other in _NAMES.get(text, ()) if node.child_count == 0 else ():
         yield _replace(node, other, 2)
+
+
+def _unpacks(node: Node) -> bool:
+    """True for the `=` of `a, b = …` and of `a = b = …`, which takes no other operator."""
+    parent = node.parent
+    if parent is None or parent.type != "assignment":
+        return False
+    nested = any(
+        part is not None and part.type == "assignment" for part in (parent.parent, parent.child_by_field_name("right"))
+    )
+    left = parent.child_by_field_name("left")
+    return nested or (left is not None and left.type in ("pattern_list", "tuple_pattern", "list_pattern"))
 
 
 def _number_edits(node: Node) -> Iterator[Edit]:
@@ -264,7 +293,8 @@ def _number_edits(node: Node) -> Iterator[Edit]:
 
 
 def _name_edits(node: Node, names: _Names) -> Iterator[Edit]:
-    if node.type == "identifier" and not _is_attribute(node) and not _is_keyword(node) and not _is_called(node):
+    plain = node.type == "identifier" and not (_is_attribute(node) or _is_keyword(node) or _is_called(node))
+    if plain and not _is_parameter(node):
         others = [name for name in names.variables if name != _text(node)]
         for other in islice(others, _OTHER_NAMES):
             yield _replace(node, other, 3)
@@ -284,7 +314,13 @@ def _expression_edits(node: Node, path: str) -> Iterator[Edit]:
     parent = node.parent
     if parent is None or node.type not in _EXPRESSIONS or _is_called(node) or _is_attribute(node) or _is_keyword(node):
         return
-    if parent.type in ("attribute", "member_expression", "parameters", "formal_parameters", "call", "for_in_clause"):
+    if parent.type in ("attribute", "member_expression", "call", "for_in_clause", "as_pattern_target") or _is_parameter(
+        node
+    ):
+        return
+    if any(parent.child_by_field_name(whole) == node for whole in ("value", "object")) and parent.type.startswith(
+        "subscript"
+    ):
         return
     if any(parent.child_by_field_name(side) == node for side in ("left", "name")) and parent.type not in (
         "binary_operator", "binary_expression", "comparison_operator",
@@ -306,8 +342,15 @@ def _expression_edits(node: Node, path: str) -> Iterator[Edit]:
         if left is not None and right is not None:
             yield _replace(node, _text(left), 4)
             yield _replace(node, _text(right), 4)
-    if parent.type in ("if_statement", "while_statement", "elif_clause", "conditional_expression"):
-        yield _replace(node, f"not {text}" if python else f"!({text})", 3)
+    if parent.type in (
+        "if_statement",
+        "while_statement",
+        "elif_clause",
+        "conditional_expression",
+        "ternary_expression",
+    ):
+        bracketed = node.type == "parenthesized_expression"
+        yield _replace(node, f"not {text}" if python else f"(!{text})" if bracketed else f"!({text})", 3)
 
 
 def _assignment_edits(node: Node) -> Iterator[Edit]:
@@ -339,9 +382,11 @@ def _call_edits(node: Node, names: _Names) -> Iterator[Edit]:
         )
     if node.type in ("argument_list", "arguments"):
         inner = _text(node)[1:-1].rstrip().rstrip(",")
-        for name in islice((p for p in names.parameters if p not in ("self", "cls", "this")), 4):
+        extras = [p for p in names.parameters if p not in ("self", "cls", "this")][:4]
+        by_name = any(item.type in ("keyword_argument", "dictionary_splat") for item in items)
+        for name in () if by_name else extras:
             yield _replace(node, f"({inner}, {name})" if inner else f"({name})", 6)
-        for extra in ("reverse=True", "1"):
+        for extra in ("reverse=True",) if by_name else ("reverse=True", "1"):
             yield _replace(node, f"({inner}, {extra})" if inner else f"({extra})", 7)
         if len(items) > 1:
             yield Edit(
@@ -381,6 +426,12 @@ def _statement_edits(node: Node, raw: bytes) -> Iterator[Edit]:
     yield from _moves(node, statements, raw)
 
 
+def _indent(node: Node, raw: bytes) -> str:
+    """The white space at the beginning of the node's line."""
+    line = raw[: node.start_byte].rpartition(b"\n")[2].decode(errors="replace")
+    return line[: len(line) - len(line.lstrip())]
+
+
 def _moves(block: Node, statements: list[Node], raw: bytes) -> Iterator[Edit]:
     """A loop's neighbour moved into it and a loop's last statement moved out (a `return` one level too deep)."""
     for loop in statements:
@@ -389,7 +440,7 @@ def _moves(block: Node, statements: list[Node], raw: bytes) -> Iterator[Edit]:
             continue
         inner = body.named_children
         if inner and len(inner) > 1 and block.type == "block":
-            last, indent = inner[-1], " " * loop.start_point[1]
+            last, indent = inner[-1], _indent(loop, raw)
             text = raw[loop.start_byte : inner[-2].end_byte].decode(errors="replace")
             what = f"move `{_short(_text(last))}` out of the block at line {loop.start_point[0] + 1}"
             yield Edit(
@@ -407,7 +458,7 @@ def _guard_edits(node: Node, path: str, raw: bytes, names: _Names) -> Iterator[E
     )
     if first is None:
         return
-    indent = " " * first.start_point[1]
+    indent = _indent(first, raw)
     for name in islice((p for p in names.parameters if p not in ("self", "cls")), 2):
         for test in (f"not {name}", f"{name} is None"):
             for value in ("None", name, "0", "[]", '""', "False", "True", "{}"):

@@ -17,7 +17,7 @@ from infra.mutants import Mutant
 from infra.sandbox import Sandbox
 
 _EACH_SECONDS = 10
-"""A mutant that runs longer than this is dead: most are endless loops."""
+"""A mutant whose red tests run longer than this is dead: most are endless loops. The suite may take three times it."""
 _START_SECONDS = 60
 
 
@@ -25,11 +25,13 @@ async def executed_lines(
     sandbox: Sandbox, worktree: Path, tests: Iterable[str], *, seconds: float
 ) -> dict[str, frozenset[int]]:
     """The lines (1-based) of each file of a Python checkout that the pytest files or ids run through, tests included."""
-    output = await _drive(sandbox, worktree, _trace_pytest, {"tests": sorted(tests)}, seconds)
+    job = {"tests": sorted(tests), "seconds": seconds}
+    output = await _drive(sandbox, worktree, _trace_pytest, job, seconds)
     found = re.findall(r"^lines: (.+)$", output, flags=re.MULTILINE)
     try:
-        return {path: frozenset(lines) for path, lines in json.loads(found[-1]).items()} if found else {}
-    except (ValueError, AttributeError, TypeError):
+        traced = json.loads(found[-1]) if found else {}
+        return {path: frozenset(n for n in lines if isinstance(n, int)) for path, lines in traced.items()}
+    except (ValueError, AttributeError, TypeError, RecursionError):  # the tests may have written it
         return {}
 
 
@@ -57,8 +59,8 @@ async def green_mutants(
     }
     drive = _try_with_pytest if runner == "pytest" else _try_with_node
     output = await _drive(sandbox, worktree, drive, job, seconds)
-    found = re.findall(r"^green: (\d+)$", output, flags=re.MULTILINE)
-    return [candidates[int(n)] for n in found if int(n) < len(candidates)]
+    found = dict.fromkeys(int(n) for n in re.findall(r"^green: (\d{1,9})$", output, flags=re.MULTILINE))
+    return [candidates[n] for n in found if n < len(candidates)][:enough]
 
 
 async def _drive(
@@ -78,13 +80,22 @@ async def _drive(
 def _trace_pytest() -> None:
     import json
     import os
+    import signal
     import sys
 
     import pytest
 
+    job = json.load(sys.stdin)
     here = os.getcwd()  # noqa: PTH109
     sys.path[:0] = [here, f"{here}/src"]
     seen: dict[str, set[int]] = {}
+    output = os.dup(1)  # pytest puts its own file in the place of 1
+
+    def tell(*_: object) -> None:
+        sys.settrace(None)
+        lines = {path: sorted(lines) for path, lines in seen.items()}
+        os.write(output, f"\nlines: {json.dumps(lines)}\n".encode())
+        os._exit(0)
 
     def trace(frame: Any, event: str, _: object) -> Any:
         path = frame.f_code.co_filename
@@ -94,13 +105,15 @@ def _trace_pytest() -> None:
             seen.setdefault(path[len(here) + 1 :], set()).add(frame.f_lineno)
         return trace
 
+    signal.signal(signal.SIGALRM, tell)  # an endless loop may be the very bug
+    signal.setitimer(signal.ITIMER_REAL, job["seconds"])
     sys.settrace(trace)
-    pytest.main(["-q", "-p", "no:cacheprovider", "--tb=no", *json.load(sys.stdin)["tests"]])
-    sys.settrace(None)
-    print("\nlines: " + json.dumps({path: sorted(lines) for path, lines in seen.items()}), flush=True)
+    pytest.main(["-q", "-p", "no:cacheprovider", "--tb=no", *job["tests"]])
+    tell()
 
 
 def _try_with_pytest() -> None:
+    import contextlib
     import json
     import os
     import pathlib
@@ -114,57 +127,85 @@ def _try_with_pytest() -> None:
     here = pathlib.Path.cwd()
     sys.path[:0] = [str(here), str(here / "src")]
     quiet = ["-q", "-x", "-p", "no:cacheprovider", "--no-header", "--tb=no"]
+    finished_green = 42  # not what a program that ends the process in mid-test leaves
 
-    def passes(tests: list[str]) -> bool:
+    def run(tests: list[str]) -> None:
+        os.setsid()
+        hush = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(hush, 1)
+        os.dup2(hush, 2)
+        os._exit(finished_green if pytest.main([*quiet, *tests]) == 0 else 1)
+
+    def passes(tests: list[str], seconds: float) -> bool:
         child = os.fork()
         if child == 0:
-            hush = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(hush, 1)
-            os.dup2(hush, 2)
-            signal.alarm(job["each_seconds"])
-            os._exit(int(pytest.main([*quiet, *tests])))
-        return os.waitpid(child, 0)[1] == 0
+            run(tests)
+        until = time.monotonic() + seconds
+        ended, status = os.waitpid(child, os.WNOHANG)
+        while not ended and time.monotonic() < until:
+            time.sleep(0.005)
+            ended, status = os.waitpid(child, os.WNOHANG)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        if not ended:
+            os.waitpid(child, 0)
+        return bool(ended) and os.waitstatus_to_exitcode(status) == finished_green
 
-    started, found = time.monotonic(), 0
+    originals = {path: (here / path).read_bytes() for path, _ in job["mutants"]}
+    end, found = time.monotonic() + job["seconds"], 0
     for number, (path, text) in enumerate(job["mutants"]):
-        if time.monotonic() - started > job["seconds"] or found >= job["enough"]:
+        left = end - time.monotonic()
+        if left <= 0 or found >= job["enough"]:
             break
-        file = here / path
-        original = file.read_bytes()
-        file.write_bytes(text.encode())
-        if passes(job["red"]) and (not job["suite"] or passes(job["suite"])):
+        (here / path).write_bytes(text.encode())
+        if passes(job["red"], min(left, job["each_seconds"])) and (
+            not job["suite"] or passes(job["suite"], min(end - time.monotonic(), 3 * job["each_seconds"]))
+        ):
             print(f"\ngreen: {number}", flush=True)
             found += 1
-        file.write_bytes(original)
+        (here / path).write_bytes(originals[path])
 
 
 def _try_with_node() -> None:
+    import contextlib
     import json
+    import os
     import pathlib
+    import signal
     import subprocess
     import sys
     import time
 
     job = json.load(sys.stdin)
 
-    def passes(names: list[str]) -> bool:
+    def passes(names: list[str], seconds: float) -> bool:
         files = sorted({name.split(" > ")[0] for name in names})
+        node = subprocess.Popen(
+            ["node", "--test", *files],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         try:
-            done = subprocess.run(
-                ["node", "--test", *files], capture_output=True, timeout=job["each_seconds"], check=False
-            )
+            return node.wait(max(seconds, 0)) == 0
         except subprocess.TimeoutExpired:
             return False
-        return done.returncode == 0
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(node.pid, signal.SIGKILL)  # node leaves the loops of its test files behind
+            node.wait()
 
-    started, found = time.monotonic(), 0
+    originals = {path: pathlib.Path(path).read_bytes() for path, _ in job["mutants"]}
+    end, found = time.monotonic() + job["seconds"], 0
     for number, (path, text) in enumerate(job["mutants"]):
-        if time.monotonic() - started > job["seconds"] or found >= job["enough"]:
+        left = end - time.monotonic()
+        if left <= 0 or found >= job["enough"]:
             break
-        file = pathlib.Path(path)
-        original = file.read_bytes()
-        file.write_bytes(text.encode())
-        if passes(job["red"]) and (not job["suite"] or passes(job["suite"])):
+        pathlib.Path(path).write_bytes(text.encode())
+        if passes(job["red"], min(left, job["each_seconds"])) and (
+            not job["suite"] or passes(job["suite"], min(end - time.monotonic(), 3 * job["each_seconds"]))
+        ):
             print(f"\ngreen: {number}", flush=True)
             found += 1
-        file.write_bytes(original)
+        pathlib.Path(path).write_bytes(originals[path])

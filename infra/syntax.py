@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import PurePosixPath
+from typing import Literal
 
 import tree_sitter_go
 import tree_sitter_javascript
@@ -37,16 +38,30 @@ _FUNCTIONS = {
     "method_declaration",
 }
 _FUNCTION_VALUES = {"arrow_function", "function_expression", "generator_function"}
-_CLASSES = {"class_definition", "class_declaration"}
-_IMPORTS = {"import_statement", "import_from_statement", "import_declaration", "future_import_statement"}
+_HOLDERS = {
+    "variable_declarator": ("name", "value"),
+    "assignment_expression": ("left", "right"),
+    "pair": ("key", "value"),
+    "field_definition": ("property", "value"),
+    "public_field_definition": ("name", "value"),
+}
+"""Nodes that give a function value its name: the fields of the name and of the value."""
+_CLASSES = {"class_definition", "class_declaration", "abstract_class_declaration"}
+_IMPORTS = {"import_statement", "import_from_statement", "import_declaration"}
+_OPENINGS = {"comment", "hash_bang_line", "package_clause", "future_import_statement"}
+_STRINGS = {"string", "template_string", "raw_string_literal"}
 
 
 class Function(Frozen):
-    """One function or method. Lines are 1-based and inclusive; bytes index the UTF-8 source."""
+    """One function or method. Lines are 1-based and inclusive; bytes index the UTF-8 source.
+
+    `text` is without decorators and `export`; of a `value` (`const f = () => 1`) it is the value alone.
+    """
 
     name: str
     owner: str = ""
-    """The enclosing class or function, dotted; empty at module level."""
+    """The enclosing class or function (in Go the receiver's type), dotted; empty at module level."""
+    form: Literal["declaration", "method", "value"] = "declaration"
     start_line: int
     end_line: int
     start_byte: int
@@ -87,57 +102,88 @@ def functions(path: str, source: str) -> list[Function]:
 
 
 def _function(node: Node, name: str, owner: str, raw: bytes) -> Function:
+    value = _value_of(node)
+    span = value or node
     return Function(
         name=name,
         owner=owner,
-        start_line=node.start_point[0] + 1,
-        end_line=node.end_point[0] + 1,
-        start_byte=node.start_byte,
-        end_byte=node.end_byte,
-        text=raw[node.start_byte : node.end_byte].decode(errors="replace"),
+        form="value" if value else "method" if node.type == "method_definition" else "declaration",
+        start_line=span.start_point[0] + 1,
+        end_line=span.end_point[0] + 1,
+        start_byte=span.start_byte,
+        end_byte=span.end_byte,
+        text=raw[span.start_byte : span.end_byte].decode(errors="replace"),
     )
 
 
-def _walk(node: Node, owner: str) -> Iterator[tuple[Node, str, str]]:
-    for child in node.named_children:
-        name = _name_of(child)
-        if name and (child.type in _FUNCTIONS or child.type == "variable_declarator"):
-            yield child, name, owner
+def _walk(root: Node, owner: str) -> Iterator[tuple[Node, str, str]]:
+    """Every function's node with its name and owner, in source order. No recursion: files may nest without end."""
+    waiting = [(child, owner) for child in reversed(root.named_children)]
+    while waiting:
+        node, owner = waiting.pop()
+        name = _name_of(node)
+        if name and node.type not in _CLASSES:
+            yield node, name, owner or _receiver(node)
         inner = f"{owner}.{name}" if owner and name else name or owner
-        yield from _walk(child, inner)
+        waiting += [(child, inner) for child in reversed(node.named_children)]
+
+
+def _value_of(node: Node) -> Node | None:
+    """The function value that `node` gives a name to, as in `const f = () => 1`."""
+    value = node.child_by_field_name(_HOLDERS[node.type][1]) if node.type in _HOLDERS else None
+    return value if value is not None and value.type in _FUNCTION_VALUES else None
 
 
 def _name_of(node: Node) -> str:
     """The name a definition gives, or "" for a node that defines no function and no class."""
-    value = node.child_by_field_name("value")
-    is_value = node.type == "variable_declarator" and value is not None and value.type in _FUNCTION_VALUES
-    if not is_value and node.type not in _FUNCTIONS | _CLASSES:
+    value = _value_of(node)
+    if value is None and node.type not in _FUNCTIONS | _CLASSES:
         return ""
-    name = node.child_by_field_name("name")
-    return name.text.decode() if name is not None and name.text else ""
+    name = node.child_by_field_name(_HOLDERS[node.type][0] if value else "name")
+    return name.text.decode(errors="replace").rpartition(".")[2] if name is not None and name.text else ""
+
+
+def _receiver(node: Node) -> str:
+    """The type a Go method belongs to: `Circle` of `func (c *Circle[T]) Area()`."""
+    receiver = node.child_by_field_name("receiver")
+    found = re.search(r"(\w+)\s*(\[.*\])?\s*\)$", receiver.text.decode()) if receiver and receiver.text else None
+    return found[1] if found else ""
 
 
 def splice(path: str, source: str, answer: str) -> str | None:
     """`source` with every function that `answer` defines under a known name replaced by the answer's text.
 
-    Decorators and everything else of the file stay. Imports and module-level functions that only the answer has are
-    added. None when the answer does not parse, defines no function of the file, or the result does not parse.
+    Decorators and everything else of the file stay, line ends too. Imports and module-level functions that only the
+    answer has are added. None when the answer does not parse, defines no function of the file, or the result does not
+    parse.
     """
-    answer = _dedent(answer)
-    if not parses(path, answer):
-        answer = f"class Answer {{\n{answer}\n}}"  # a lone method of a brace language
-    if not parses(path, answer):
-        return None
+    if 0 < source.count("\n") == source.count("\r\n"):
+        spliced = splice(path, source.replace("\r\n", "\n"), answer)
+        return spliced.replace("\n", "\r\n") if spliced is not None else None
+    readable = _readable(path, answer.replace("\r\n", "\n"))
+    return _spliced(path, source, readable) if readable is not None else None
+
+
+def _readable(path: str, answer: str) -> str | None:
+    """The answer, or the answer as the body of a class when it is a lone method; None when neither parses."""
+    wrapped = f"class Answer:\n{answer}" if path.endswith(".py") else f"class Answer {{\n{answer}\n}}"
+    return next((text for text in (answer, wrapped) if parses(path, text)), None)
+
+
+def _spliced(path: str, source: str, answer: str) -> str | None:
     replacements = _matches(functions(path, source), functions(path, answer))
     if not replacements:
         return None
-    additions = _new_functions(path, source, answer)
     result = source.encode()
-    first = min(old.start_byte for old, _ in replacements)
     for old, new in sorted(replacements, key=lambda pair: -pair[0].start_byte):
-        result = result[: old.start_byte] + _indented(new, _column(source, old)) + result[old.end_byte :]
+        text = _in_form(new, old)
+        if text is None:
+            return None
+        placed = _placed(path, text, _column(answer, new), old, source)
+        result = result[: old.start_byte] + placed.encode() + result[old.end_byte :]
+    additions = _new_functions(path, source, answer)
     if additions:
-        at = _outermost_start(path, source, first)
+        at = _outermost_start(path, source, min(old.start_byte for old, _ in replacements))
         result = result[:at] + "".join(f"{text}\n\n\n" for text in additions).encode() + result[at:]
     text = _with_imports(path, result.decode(), answer)
     return text if parses(path, text) else None
@@ -145,92 +191,186 @@ def splice(path: str, source: str, answer: str) -> str | None:
 
 def _matches(old: list[Function], new: list[Function]) -> list[tuple[Function, Function]]:
     """Pairs each answered function with the one it replaces; nested ones go with their parents."""
-    pairs: dict[str, tuple[Function, Function]] = {}
+    pairs: dict[int, tuple[Function, Function]] = {}
     for function in new:
-        known = [f for f in old if f.qualified_name == function.qualified_name]
-        known = known or [f for f in old if f.name == function.name]
-        if not known:
+        if any(_holds(outer, function) for _, outer in pairs.values()):
             continue
-        target = max(known, key=lambda f: difflib.SequenceMatcher(None, f.text, function.text).ratio())
-        pairs[target.qualified_name] = (target, function)
-    return [pair for name, pair in pairs.items() if not any(name.startswith(f"{other}.") for other in pairs)]
+        known = [f for f in old if f.qualified_name == function.qualified_name]
+        twins = [f for f in new if f.qualified_name == function.qualified_name]
+        known = known or [f for f in old if f.name == function.name]
+        if len(known) == len(twins):
+            target = known[twins.index(function)]
+        elif known:
+            target = max(known, key=lambda f: difflib.SequenceMatcher(None, f.text, function.text).ratio())
+        else:
+            continue
+        pairs[target.start_byte] = (target, function)
+    targets = [target for target, _ in pairs.values()]
+    return [pair for pair in pairs.values() if not any(_holds(outer, pair[0]) for outer in targets)]
+
+
+def _holds(outer: Function, inner: Function) -> bool:
+    return outer != inner and outer.start_byte <= inner.start_byte and inner.end_byte <= outer.end_byte
+
+
+def _in_form(new: Function, old: Function) -> str | None:
+    """The answered function as JavaScript writes it in the old one's place; None when it has no such form."""
+    text = new.text
+    if new.form == "method" and old.form != "method":
+        text = re.sub(r"^(static\s+)?(async\s+)?(\*\s*)?", r"\2function\3 ", text)
+    if new.form == "value" and old.form == "declaration":
+        text = f"const {old.name} = {text};"
+    if old.form == "method":
+        if new.form == "value":
+            return None
+        text = re.sub(r"^(async\s+)?function\s*", r"\1", text)
+        kept = "static " if old.text.startswith("static ") and not text.startswith("static ") else ""
+        text = kept + text
+    return text
 
 
 def _new_functions(path: str, source: str, answer: str) -> list[str]:
-    """Module-level functions that only the answer has and that its replacements name."""
+    """Module-level functions that only the answer has and that its other functions name."""
     known = {f.name for f in functions(path, source)}
-    used = {w for f in functions(path, answer) if f.name in known for w in re.findall(r"\w+", f.text)}
-    fresh = [f for f in functions(path, answer) if not f.owner and f.name not in known and f.name in used]
-    return [f.text for f in fresh if f.text.startswith(("def ", "async def ", "function ", "func "))]
+    given = functions(path, answer)
+    fresh = [f for f in given if f.name not in known and (not f.owner or f.text.startswith("func "))]
+    fresh = [f for f in fresh if any(f != g and re.search(rf"\b{re.escape(f.name)}\b", g.text) for g in given)]
+    return [f"const {f.name} = {f.text};" if f.form == "value" else f.text for f in fresh]
 
 
 def _outermost_start(path: str, source: str, byte: int) -> int:
-    """Start of the module-level statement that holds `byte`."""
-    root = syntax_tree(path, source.encode())
-    return next((n.start_byte for n in root.named_children if n.start_byte <= byte < n.end_byte), 0)
+    """Start of the module-level statement that holds `byte`, with the comments directly above it."""
+    nodes = syntax_tree(path, source.encode()).named_children
+    index = next((i for i, n in enumerate(nodes) if n.start_byte <= byte < n.end_byte), None)
+    if index is None:
+        return 0
+    while index and nodes[index - 1].type == "comment" and _adjoins(nodes[index - 1], nodes[index]):
+        index -= 1
+    return nodes[index].start_byte
+
+
+def _adjoins(above: Node, below: Node) -> bool:
+    return above.start_point[1] == 0 and below.start_point[0] - above.end_point[0] <= 1
 
 
 def _with_imports(path: str, source: str, answer: str) -> str:
-    """`source` with the answer's module-level imports that it lacks, after its own imports."""
-    own_imports = _imports(path, source)
-    missing = [text for text in _imports(path, answer) if text not in own_imports]
+    """`source` with the answer's module-level imports of names that it lacks, after its own imports."""
+    raw = source.encode()
+    root = syntax_tree(path, raw)
+    own = dict(pair for node in _imports(root) for pair in _imported(node))
+    known = set().union(*own.values()) | {f.name for f in functions(path, source)}
+    given = [pair for node in _imports(syntax_tree(path, answer.encode())) for pair in _imported(node)]
+    missing = [text for text, names in given if text not in own and not (names and names <= known)]
     if not missing:
         return source
-    raw = source.encode()
-    own = [n for n in syntax_tree(path, raw).named_children if n.type in _IMPORTS]
-    at = own[-1].end_byte if own else _after_docstring(path, raw)
-    return (raw[:at] + ("\n" + "\n".join(missing)).encode() + raw[at:]).decode()
+    at = _imports(root)[-1].end_byte if own else _after_opening(root)
+    text = "\n".join(missing).encode()
+    return (raw[:at] + (b"\n" + text if at else text + b"\n\n\n") + raw[at:]).decode()
 
 
-def _imports(path: str, source: str) -> list[str]:
-    nodes = [n for n in syntax_tree(path, source.encode()).named_children if n.type in _IMPORTS]
-    return [n.text.decode() for n in nodes if n.text]
+def _imports(root: Node) -> list[Node]:
+    return [n for n in root.named_children if n.type in _IMPORTS]
 
 
-def _after_docstring(path: str, raw: bytes) -> int:
-    nodes = syntax_tree(path, raw).named_children
-    first = nodes[0] if nodes else None
-    is_docstring = (
-        first is not None
-        and first.type == "expression_statement"
-        and raw[first.start_byte : first.end_byte][-1:] in b"\"'"
-    )
-    return first.end_byte if first is not None and is_docstring else 0
+def _imported(node: Node) -> list[tuple[str, set[str]]]:
+    """Each import of a statement as text, with the names it binds as far as it tells them."""
+    said = (node.text or b"").decode()
+    if node.type == "import_declaration":
+        specs = re.findall(r'(?:(\w+|\.)[ \t]+)?("[^"]+")', re.sub(r"^import\b", "", said))
+        return [
+            (f"import {f'{alias} {way}'.strip()}", {alias or way.strip('"').rpartition("/")[2]}) for alias, way in specs
+        ]
+    source = node.child_by_field_name("module_name")
+    return [(said, {name for child in node.named_children if child != source for name in _bound(child)})]
+
+
+def _bound(node: Node) -> Iterator[str]:
+    if node.type in ("aliased_import", "import_specifier"):
+        node = node.child_by_field_name("alias") or node.child_by_field_name("name") or node
+    if node.type in ("identifier", "dotted_name"):
+        yield (node.text or b"").decode().partition(".")[0]
+    else:
+        for child in node.named_children:
+            yield from _bound(child)
+
+
+def _after_opening(root: Node) -> int:
+    """Where imports may begin: after what has to stay first (`#!`, package clause, docstring, future imports)."""
+    end = 0
+    for node in root.named_children:
+        is_docstring = node.type == "expression_statement" and (node.text or b"")[-1:] in (b'"', b"'")
+        if node.type not in _OPENINGS and not is_docstring:
+            break
+        end = node.end_byte
+    return end
 
 
 def _column(source: str, function: Function) -> int:
-    line_start = source.encode().rfind(b"\n", 0, function.start_byte) + 1
-    prefix = source.encode()[line_start : function.start_byte]
-    return len(prefix) if not prefix.strip() else len(prefix) - len(prefix.lstrip())
+    """Width of the white space before the line on which the function begins."""
+    return len(_margin(source, function))
 
 
-def _indented(function: Function, column: int) -> bytes:
-    """The function's text for a place at `column`: its later lines move by the difference to their own column."""
-    lines = function.text.split("\n")
-    own = _body_column(lines)
-    body = [_moved(line, column - own) for line in lines[1:]]
-    return "\n".join([lines[0], *body]).encode()
+def _margin(source: str, function: Function) -> str:
+    line = source.encode()[: function.start_byte].rpartition(b"\n")[2].decode(errors="replace")
+    return line[: _indent(line)]
 
 
-def _body_column(lines: list[str]) -> int:
-    """The column the definition stood at, read from its last line (closing brace) or guessed from the body."""
-    later = [line for line in lines[1:] if line.strip()]
+def _placed(path: str, text: str, column: int, old: Function, source: str) -> str:
+    """A function's text, that began at `column`, moved to the old one's place and to its tabs or spaces.
+
+    Lines that begin inside a string stay as they are.
+    """
+    margin = _margin(source, old)
+    lines = text.split("\n")
+    inside = _lines_inside_strings(path, text)
+    later = [line for n, line in enumerate(lines[1:], 1) if line.strip() and n not in inside]
+    own = _own_column(path, later, column)
+    tabs = _uses_tabs(old.text, margin)
+    step = min((n for line in later if (n := _indent(line) - own) > 0), default=4)
+    moved = [line if n in inside else _moved(line, own, margin, step, tabs) for n, line in enumerate(lines[1:], 1)]
+    return "\n".join([lines[0], *moved])
+
+
+def _lines_inside_strings(path: str, text: str) -> set[int]:
+    """The 0-based lines that begin inside a string literal."""
+    found: set[int] = set()
+    waiting = [syntax_tree(path, text.encode())]
+    while waiting:
+        node = waiting.pop()
+        if node.type in _STRINGS:
+            found.update(range(node.start_point[0] + 1, node.end_point[0] + 1))
+        else:
+            waiting += node.children
+    return found
+
+
+def _own_column(path: str, later: list[str], column: int) -> int:
+    """The column a definition's lines are relative to. An answer often lacks the first line's own indentation."""
     if not later:
-        return 0
-    smallest = min(len(line) - len(line.lstrip()) for line in later)
-    closes = later[-1].lstrip().startswith(("}", ")"))
-    step = 0 if closes and len(later[-1]) - len(later[-1].lstrip()) == smallest else 4
-    return max(0, smallest - step)
+        return column
+    indents = [_indent(line) for line in later]
+    if not path.endswith(".py"):
+        return indents[-1] if later[-1].lstrip().startswith(("}", ")")) else column
+    step = 1 if later[0].startswith("\t") else 4
+    return max(column, min(indents) - step)
 
 
-def _moved(line: str, by: int) -> str:
-    if by >= 0 or not line.strip():
-        return " " * by + line if line.strip() else line
-    return line[min(-by, len(line) - len(line.lstrip())) :]
+def _uses_tabs(text: str, margin: str) -> bool | None:
+    """Whether a function is indented by tabs; None when it shows neither tabs nor spaces."""
+    found = re.search(r"\n([ \t])[ \t]*\S", f"{text}\n{margin}|")
+    return found[1] == "\t" if found else None
 
 
-def _dedent(text: str) -> str:
-    """`text` without common indentation, so that a lone method parses at module level."""
-    lines = [line for line in text.split("\n") if line.strip()]
-    margin = min((len(line) - len(line.lstrip()) for line in lines), default=0)
-    return "\n".join(line[margin:] for line in text.split("\n")) if margin else text
+def _moved(line: str, own: int, margin: str, step: int, tabs: bool | None) -> str:
+    if not line.strip():
+        return line
+    indent = line[: _indent(line)][own:]
+    if tabs:
+        indent = indent.replace(" " * step, "\t")
+    elif tabs is False:
+        indent = indent.replace("\t", "    ")
+    return margin + indent + line.lstrip()
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())

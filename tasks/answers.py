@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, TypeVar
+from itertools import islice
+from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from infra.errors import InvalidOutput
 from tasks.asking import Asker, ask
 from tasks.models import Message, ModelRequest, Usage
 
 Answer = TypeVar("Answer", bound=BaseModel)
+_OBJECTS = 1_000
+"""Opening braces that are tried; each costs up to the length of the answer."""
 
 
 def code_blocks(answer: str) -> list[str]:
@@ -23,19 +26,20 @@ def code_blocks(answer: str) -> list[str]:
 
 
 def parse(text: str, shape: type[Answer]) -> Answer | None:
-    """The first JSON object in `text` that fits `shape`; None when there is none. Unknown fields are dropped."""
-    start = text.find("{")
-    while start >= 0:
+    """The first JSON object in `text` that has a field of `shape` and fits it; None when there is none.
+
+    Unknown fields are dropped.
+    """
+    decoder = json.JSONDecoder(strict=False)
+    for found in islice(re.finditer(r"\{", text), _OBJECTS):
         try:
-            value, _ = json.JSONDecoder(strict=False).raw_decode(text[start:])
-            return shape.model_validate(_known(value, shape))
-        except (ValueError, ValidationError):
-            start = text.find("{", start + 1)
+            value, _ = decoder.raw_decode(text, found.start())
+            known = {k: v for k, v in value.items() if k in shape.model_fields}
+            if known:
+                return shape.model_validate(known)
+        except (ValueError, RecursionError):  # ValidationError is a ValueError; deep nesting recurses
+            continue
     return None
-
-
-def _known(value: Any, shape: type[BaseModel]) -> Any:
-    return {k: v for k, v in value.items() if k in shape.model_fields} if isinstance(value, dict) else value
 
 
 async def ask_for(shape: type[Answer], asker: Asker, request: ModelRequest, model: str) -> tuple[Answer | None, Usage]:

@@ -13,15 +13,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from prefect import task
-from prefect.concurrency.asyncio import concurrency
 
 from infra.errors import CapacityUnavailable, RateLimited, Unreachable
 from infra.llm import ModelClient
+from infra.slots import slot
 from tasks import progress, services
 from tasks.models import Completion, Frozen, Message, ModelRequest
 
-MODEL_LIMIT = "darkfactory-model"
-"""Name of the Prefect global concurrency limit that holds the node's model slots."""
+MODEL_SLOTS = "model-slots"
+"""Folder in `<home>/run` of the node's model slots. Not a Prefect limit: its server keeps leases in memory, so the slot of
+a run that was killed together with its temporary server stayed taken for ever (measured on 3.8.8)."""
 WAIT_FOR_RESET_SECONDS = 30.0
 """A rate limit that resets later than this ends the run (nothing burnt) instead of holding a slot."""
 
@@ -69,6 +70,7 @@ async def _passes(task: Any, run: Any, state: Any) -> bool:
 @task(
     name="ask",
     task_run_name="{asker.role} {asker.candidate}.{asker.round}.{asker.sample}",
+    tags={"model"},
     persist_result=True,
     cache_key_fn=lambda _, arguments: ask_key(**arguments),
     retries=2,
@@ -88,7 +90,8 @@ async def ask(asker: Asker, request: ModelRequest, model: str) -> Completion:
             elapsed = max(time.monotonic() - began, 0.001)
             progress.report(asker.ticket, phase="", role=asker.label, tokens=pieces, tokens_per_second=pieces / elapsed)
 
-    async with concurrency(MODEL_LIMIT, strict=True, lease_duration=60):
+    settings = services.settings()
+    async with slot(settings.root / "run" / MODEL_SLOTS, settings.model_slots):
         began = time.monotonic()
         completion = await client.complete(request, on_text)
     services.ledger().record_session(
@@ -127,4 +130,4 @@ def chat(prefix: str, system: str, instruction: str) -> tuple[Message, ...]:
     return (Message(role="system", content=system), Message(role="user", content=f"{prefix}\n\n---\n{instruction}"))
 
 
-__all__ = ["MODEL_LIMIT", "Asker", "RecordedModel", "ask", "ask_key", "chat", "worth_waiting_for"]
+__all__ = ["MODEL_SLOTS", "Asker", "RecordedModel", "ask", "ask_key", "chat", "worth_waiting_for"]

@@ -7,6 +7,7 @@ with tools in a worktree (`tasks.agent`).
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -127,21 +128,18 @@ async def try_change(brief: Brief, files: dict[str, str | None], tests: tuple[Te
 
 
 def trial_passes(brief: Brief, report: TestReport, tests: tuple[TestChange, ...]) -> bool:
-    """Green: nothing that passed on base fails, every red test of the ticket passes, and something red turned green."""
+    """Green: nothing that passed on base fails and every test of `red_ids` passes."""
     if report.error or brief.baseline.ids("passed") - report.ids("passed"):
         return False
-    red = {name for t in tests for name in t.red}
-    wanted = red or brief.baseline.ids("failed")
-    passed = report.ids("passed")
-    return red <= passed and (not wanted or bool(wanted & passed))
+    return red_ids(brief, tests) <= report.ids("passed")
 
 
 def editable_files(brief: Brief) -> dict[str, str]:
     """The files the coder was shown, whole, in the order shown."""
     mirror = services.mirror(brief.repository)
     shown = dict.fromkeys(e.path for e in brief.excerpts if not is_test_path(e.path))
-    texts = {path: mirror.read(brief.repository.base_sha, path) for path in shown}
-    return {path: raw.decode(errors="replace") for path, raw in texts.items() if raw is not None}
+    texts = {path: _utf8(mirror.read(brief.repository.base_sha, path)) for path in shown}
+    return {path: text for path, text in texts.items() if text is not None}
 
 
 def coder_key(arguments: dict[str, Any]) -> str:
@@ -267,6 +265,14 @@ def _watch(brief: Brief, asker: Asker) -> Callable[[AgentEvent], None]:
     return on_event
 
 
+def _utf8(raw: bytes | None) -> str | None:
+    """The text of a file, or None for one that is missing or not UTF-8: editing that would change its other bytes."""
+    try:
+        return raw.decode() if raw is not None else None
+    except UnicodeDecodeError:
+        return None
+
+
 async def light_edit(job: Job, brief: Brief, unit: WorkUnit, asker: Asker, tests: tuple[TestChange, ...]) -> Change:
     """Sample corrected functions until a trial run is green; otherwise keep the best one seen."""
     files = editable_files(brief)
@@ -321,8 +327,20 @@ async def small_edits(
 
 
 def red_ids(brief: Brief, tests: tuple[TestChange, ...]) -> set[str]:
-    """The tests that should turn green: the new red ones, or else those that fail in the repository already."""
-    return {name for t in tests for name in t.red} or brief.baseline.ids("failed")
+    """The tests that should turn green: the ticket's own examples and those of the repository that fail and that it
+    names, else what testers wrote (which may be wrong), else whatever fails in the repository.
+    """
+    failing = brief.baseline.ids("failed")
+    said = f"{brief.ticket.title}\n{brief.ticket.body}"
+    named = {name for name in failing if _is_named(name, said)}
+    own = {name for t in tests if t.tester == 0 for name in t.red}
+    return (own | named) or {name for t in tests for name in t.red} or failing
+
+
+def _is_named(test: str, text: str) -> bool:
+    """Whether a text names a test by its file or by its last part: `tests/a.py::test_b`, `test/a.js > b`."""
+    file, _, name = test.replace(" > ", "::").partition("::")
+    return file in text or bool(name and name.rsplit("::", 1)[-1].split("[")[0] in text)
 
 
 @task(
@@ -339,10 +357,12 @@ async def search_edits(brief: Brief, tests: tuple[TestChange, ...]) -> list[Muta
         _lay(worktree, {path: text for test in tests for path, text in test.files.items()})
         sandbox = services.sandbox()
         run = await executed_lines(sandbox, worktree.path, red, seconds=60) if runner == "pytest" else None
+        run = run or None  # an empty trace is a failed one: then the suspects are all there is
+        candidates = await asyncio.to_thread(_candidate_edits, brief, run)
         return await green_mutants(
             sandbox,
             worktree.path,
-            _candidate_edits(brief, run),
+            candidates,
             runner=runner,
             red=red,
             suite=_suite(brief, runner),
@@ -355,7 +375,7 @@ def _candidate_edits(brief: Brief, run: dict[str, frozenset[int]] | None) -> lis
     """Edits of the functions the red tests run through (or, where that is unknown, of the suspects), interleaved by file."""
     mirror, sha = services.mirror(brief.repository), brief.repository.base_sha
     paths = [p for p in mirror.paths(sha) if is_source(p) and not is_test_path(p) and (run is None or p in run)]
-    files = {p: (mirror.read(sha, p) or b"").decode(errors="replace") for p in paths}
+    files = {p: text for p in paths if (text := _utf8(mirror.read(sha, p)))}
     ranked = rank_functions(brief.ticket, files, brief.baseline.output)
     known = {r.function.qualified_name for r in ranked} if run is not None else set(brief.suspects)
     found: list[Mutant] = []
@@ -395,8 +415,7 @@ def _score(brief: Brief, report: TestReport, tests: tuple[TestChange, ...]) -> i
     if report.error:
         return 0
     broken = len(brief.baseline.ids("passed") - report.ids("passed"))
-    wanted = {name for t in tests for name in t.red} | brief.baseline.ids("failed")
-    return 1000 - 10 * min(broken, 99) + len(wanted & report.ids("passed"))
+    return 1000 - 10 * min(broken, 99) + len(red_ids(brief, tests) & report.ids("passed"))
 
 
 def _sample_request(job: Job, brief: Brief, asker: Asker, tests: tuple[TestChange, ...]) -> ModelRequest:
@@ -406,7 +425,6 @@ def _sample_request(job: Job, brief: Brief, asker: Asker, tests: tuple[TestChang
             Message(role="assistant", content=OPENING),
         ),
         max_tokens=_token_bound(brief),
-        stop=("\n```\n",),
         temperature=TEMPERATURES[(asker.sample - 1) % len(TEMPERATURES)],
         seed=job.seed * 10_000 + asker.round * 1_000 + asker.candidate * 100 + asker.sample,
     )

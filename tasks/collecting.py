@@ -22,12 +22,12 @@ def merge(base: str, ours: str, theirs: str) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("ours", "base", "theirs")]
         for file, text in zip(files, (ours, base, theirs), strict=True):
-            file.write_text(text)
+            file.write_bytes(text.encode())
         done = subprocess.run(
-            ["git", "merge-file", "-p", *map(str, files)], capture_output=True, text=True, check=False, cwd=folder,
+            ["git", "merge-file", "-p", *map(str, files)], capture_output=True, check=False, cwd=folder,
             env={"PATH": "/usr/local/bin:/usr/bin:/bin", "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"},
         )  # fmt: skip
-    return done.stdout if done.returncode == 0 else None
+    return done.stdout.decode() if done.returncode == 0 else None
 
 
 def combine(mirror: Mirror, base_sha: str, changes: Iterable[Change]) -> tuple[dict[str, str | None], tuple[str, ...]]:
@@ -43,12 +43,16 @@ def combine(mirror: Mirror, base_sha: str, changes: Iterable[Change]) -> tuple[d
             earlier = combined.get(path)
             if path in combined and earlier != text:
                 raw = mirror.read(base_sha, path)
-                merged = merge((raw or b"").decode(errors="replace"), earlier, text) if earlier and text else None
+                merged = (
+                    merge((raw or b"").decode(errors="replace"), earlier, text)
+                    if not (earlier is None or text is None)
+                    else None
+                )
                 if merged is None:
                     conflicts.append(path)
                     continue
             combined[path] = merged
-    return combined, tuple(conflicts)
+    return combined, tuple(dict.fromkeys(conflicts))
 
 
 def collect_key(job: Job, changes: tuple[Change, ...], tests: tuple[TestChange, ...]) -> str:

@@ -138,7 +138,20 @@ def _excerpts_of(path: str, text: str, best: list[Function], limit: int) -> list
         if used + size <= limit or len(chosen) == 1:
             chosen.append((function.start_line, function.end_line))
             used += size
-    return [_excerpt(path, lines, start, end) for start, end in _merged(chosen)]
+    return _cut([_excerpt(path, lines, start, end) for start, end in _merged(chosen)], limit)
+
+
+def _cut(excerpts: list[CodeExcerpt], limit: int) -> list[CodeExcerpt]:
+    """The excerpts until `limit` characters are used; the one that goes over is shortened, whole lines where it has any."""
+    kept: list[CodeExcerpt] = []
+    for excerpt in excerpts:
+        left = limit - sum(len(e.text) for e in kept)
+        text = excerpt.text if len(excerpt.text) <= left else excerpt.text[: max(left, 0)]
+        if len(text) < len(excerpt.text) and "\n" in text:
+            text = text.rpartition("\n")[0]
+        if text:
+            kept.append(excerpt.model_copy(update={"text": text, "end_line": excerpt.start_line + text.count("\n")}))
+    return kept
 
 
 def _merged(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -166,8 +179,8 @@ def language(path: str) -> str:
 
 
 def fenced(text: str, nonce: str) -> str:
-    """Text from outside between marks it cannot close (WS8): the nonce is secret and removed from the text."""
-    return f"<<{nonce}\n{text.replace(nonce, '').strip()}\n{nonce}>>"
+    """Text from outside between marks it cannot close (WS8): the nonce is secret and blanked out in the text."""
+    return f"<<{nonce}\n{text.replace(nonce, ' ').strip()}\n{nonce}>>"
 
 
 def nonce_for(secret: bytes, ticket: Ticket) -> str:
@@ -197,7 +210,8 @@ def render_prefix(
     parts += [f"Lessons from earlier work:\n{fenced(lessons, nonce)}"] if memories else []
     failing = sorted(baseline.ids("failed"))
     if failing:
-        parts += [f"Tests that fail now: {', '.join(failing[:5])}\n{fenced(baseline.output, nonce)}"]
+        named = ", ".join(failing[:5])
+        parts += [f"Tests that fail now:\n{fenced(f'{named}{chr(10)}{baseline.output}', nonce)}"]
     return "\n\n".join([*parts, "Code:", *_render_code(excerpts)])
 
 

@@ -9,7 +9,7 @@ from prefect import task
 
 from infra.redaction import redact
 from tasks import paper, services
-from tasks.models import Audit, Candidate, Evidence, Job, Plan, Review, Usage, Verdict
+from tasks.models import Job, Plan, Result, Usage
 
 
 def cost_table(job: Job, usage: Usage) -> list[str]:
@@ -32,27 +32,14 @@ async def cost_so_far(job: Job) -> Usage:
 
 
 @task(name="archive", task_run_name="archive")
-async def archive(
-    job: Job,
-    plan: Plan,
-    candidate: Candidate,
-    evidence: Evidence,
-    review: Review,
-    audits: tuple[Audit, ...],
-    verdict: Verdict,
-    usage: Usage,
-) -> None:
+async def archive(job: Job, plan: Plan, result: Result, usage: Usage) -> None:
     """`<ticket>/attempt-<n>/delivery.json` (plan, candidate, evidence, review, audits, verdict, usage) and `change.diff`."""
     delivery = {
         "ticket": job.ticket.model_dump(mode="json"),
         "repository": job.repository.model_dump(mode="json"),
         "model": job.model,
         "plan": plan.model_dump(mode="json"),
-        "candidate": candidate.model_dump(mode="json"),
-        "evidence": evidence.model_dump(mode="json", exclude={"diff"}),
-        "review": review.model_dump(mode="json"),
-        "audits": [a.model_dump(mode="json") for a in audits],
-        "verdict": verdict.model_dump(mode="json"),
+        **result.model_dump(mode="json", exclude={"evidence": {"diff"}}),
         "usage": usage.model_dump(mode="json"),
     }
     folder = f"{job.ticket.key}/attempt-{job.attempt}"
@@ -60,4 +47,4 @@ async def archive(
     await asyncio.to_thread(
         put, f"{folder}/delivery.json", redact(json.dumps(delivery, indent=1, sort_keys=True)).encode()
     )
-    await asyncio.to_thread(put, f"{folder}/change.diff", evidence.diff.encode())
+    await asyncio.to_thread(put, f"{folder}/change.diff", result.evidence.diff.encode())

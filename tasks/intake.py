@@ -93,6 +93,7 @@ async def take_in(key: str, repository: str | None) -> Job:
     ledger = services.ledger()
     await asyncio.to_thread(ledger.record_ticket, ticket, name)
     attempt = await asyncio.to_thread(ledger.start_attempt, ticket.key, pinned.base_sha, ticket.revision)
+    burnt = await asyncio.to_thread(ledger.burnt_attempts, ticket.key)
     warnings = (f"{configured.path} has uncommitted changes; work starts from its last commit",) if dirty else ()
     for warning in warnings:
         progress.report(ticket.key, phase="brief", role="intake", message=warning)
@@ -101,7 +102,8 @@ async def take_in(key: str, repository: str | None) -> Job:
         ticket=ticket,
         repository=pinned,
         attempt_id=attempt.id,
-        attempt=attempt.number,
+        attempt=burnt
+        + 1,  # not the ledger's number: what was thought before a fault, or for a PR, is not thought again
         model=model.name,
         tier=model.tier,
         context_tokens=model.context_tokens,

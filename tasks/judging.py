@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Literal
 
 from prefect import task
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, field_validator
 
 from tasks import paper, services
 from tasks.answers import ask_for
 from tasks.asking import Asker, chat
 from tasks.context import SYSTEM, fenced
-from tasks.measuring import DIFF_CHARS, SMALL_DIFF_CHARS, facts
+from tasks.measuring import DIFF_CHARS, SMALL_DIFF_CHARS, facts, objections
 from tasks.models import Brief, Candidate, Evidence, Job, ModelRequest, Plan, Review, Usage, Verdict
 
 PROMPT_VERSION = "judge-1"
@@ -33,23 +33,13 @@ change]}}."""
 
 class Opinion(BaseModel):
     decision: Literal["ACCEPT", "REVISE", "REJECT"] = "REVISE"
-    reasons: list[str] = Field(default=[], max_length=5)
-    must_fix: list[str] = Field(default=[], max_length=5)
+    reasons: list[str] = []
+    must_fix: list[str] = []
 
-
-def objections(evidence: Evidence, candidate: Candidate) -> tuple[str, ...]:
-    """Everything measured that forbids ACCEPT, one sentence each.
-
-    New tests that are still red count, those from the ticket and those a model wrote; the latter were dropped before
-    where they are not credible (`tasks.testing.credible_tests`).
-    """
-    from_ticket = {name for t in candidate.tests if t.tester == 0 for name in t.red}
-    said = list(evidence.failures)
-    said += [f"Units collide in {path}." for path in candidate.conflicts]
-    for name in evidence.still_red:
-        whose = "The ticket's own example" if name in from_ticket else "A new test"
-        said.append(f"{whose} still fails: {name}")
-    return tuple(said)
+    @field_validator("decision", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.strip().upper() if isinstance(value, str) else value
 
 
 def decide(
@@ -57,12 +47,12 @@ def decide(
 ) -> Verdict:
     """The rule. `opinion` is None when it could not be had; it is heard only from a capable model."""
     against = objections(evidence, candidate)
-    advice = f"{opinion.decision}: {' '.join(opinion.reasons)}".strip() if opinion else "no usable opinion"
+    advice = f"{opinion.decision}: {' '.join(opinion.reasons[:5])}".strip() if opinion else "no usable opinion"
     if against:
         decision: Literal["REVISE", "REJECT"] = "REJECT" if last_round else "REVISE"
         return Verdict(decision=decision, reasons=against, must_fix=against, advice=advice)
     if capable and opinion and opinion.decision != "ACCEPT" and opinion.must_fix and not last_round:
-        return Verdict(decision="REVISE", reasons=tuple(opinion.reasons), must_fix=tuple(opinion.must_fix),
+        return Verdict(decision="REVISE", reasons=tuple(opinion.reasons[:5]), must_fix=tuple(opinion.must_fix[:5]),
                        advice=advice, decided_by="model")  # fmt: skip
     proof = f"{len(evidence.fixed)} test(s) fail before the change and pass after it; nothing that passed fails."
     return Verdict(decision="ACCEPT", reasons=(proof,), advice=advice)

@@ -48,10 +48,25 @@ async def measure(job: Job, brief: Brief, candidate: Candidate, round: int) -> E
     return evidence
 
 
+def objections(evidence: Evidence, candidate: Candidate) -> tuple[str, ...]:
+    """Everything measured that forbids ACCEPT, one sentence each.
+
+    New tests that are still red count, those from the ticket and those a model wrote; the latter were dropped before
+    where they are not credible (`tasks.testing.credible_tests`).
+    """
+    from_ticket = {name for t in candidate.tests if t.tester == 0 for name in t.red}
+    said = list(evidence.failures)
+    said += [f"Units collide in {path}." for path in candidate.conflicts]
+    for name in evidence.still_red:
+        whose = "The ticket's own example" if name in from_ticket else "A new test"
+        said.append(f"{whose} still fails: {name}")
+    return tuple(said)
+
+
 def rank(candidate: Candidate, evidence: Evidence) -> tuple[int, int, int, int, int]:
     """Orders candidates, best highest: no objection, breaks least, fixes most, leaves least red, smallest diff."""
     return (
-        -len(evidence.failures) - len(candidate.conflicts),
+        -len(objections(evidence, candidate)),
         -len(evidence.broken),
         len(evidence.fixed),
         -len(evidence.still_red),

@@ -15,7 +15,7 @@ from infra.pull_requests import PullRequest
 
 __all__ = [
     "Audit", "Brief", "Candidate", "Change", "CodeExcerpt", "Comment", "Completion", "Decision", "Ending", "Evidence", "FactoryError", "Finding", "Frozen",
-    "Job", "Message", "ModelRequest", "Outcome", "Plan", "Policy", "PullRequest", "Repository", "Review", "TestChange",
+    "Job", "Message", "ModelRequest", "Outcome", "Plan", "Policy", "PullRequest", "Repository", "Result", "Review", "TestChange",
     "TestOutcome", "TestReport", "Threat", "Ticket", "Tier", "Usage", "Verdict", "WorkUnit",
 ]  # fmt: skip
 
@@ -255,6 +255,17 @@ class Verdict(Frozen):
     advice: str = ""
     decided_by: Literal["evidence", "model"] = "evidence"
     usage: Usage = Usage()
+
+
+class Result(Frozen):
+    """What the rounds of a ticket came to: the best candidate and what was measured, said and decided about it."""
+
+    candidate: Candidate
+    evidence: Evidence
+    review: Review
+    audits: tuple[Audit, ...] = ()
+    verdict: Verdict
+    rounds: int
 
 
 class Job(Frozen):

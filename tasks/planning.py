@@ -98,7 +98,7 @@ async def _full_plan(job: Job, brief: Brief, asker: Asker) -> Plan:
     request = _request(brief, INSTRUCTION.format(units=MAX_UNITS), 3_000, job)
     answer, usage = await ask_for(DraftPlan, asker, request, job.model)
     draft = required(answer, "architect")
-    units = tuple(WorkUnit.model_validate(u.model_dump()) for u in draft.units[:MAX_UNITS])
+    units = tuple(WorkUnit.model_validate(u.model_dump()) for u in {u.id: u for u in draft.units[:MAX_UNITS]}.values())
     fields = draft.model_dump(exclude={"units", "effort"})
     return Plan(**fields, effort=min(max(draft.effort, 1), 5), units=in_order(units), usage=usage)
 
@@ -109,9 +109,11 @@ def in_order(units: tuple[WorkUnit, ...]) -> tuple[WorkUnit, ...]:
     waiting = [u.model_copy(update={"depends_on": tuple(d for d in u.depends_on if d in known)}) for u in units]
     done: list[WorkUnit] = []
     while waiting:
-        ready = next((u for u in waiting if set(u.depends_on) <= {d.id for d in done}), None)
-        ready = ready or waiting[0].model_copy(update={"depends_on": ()})
-        waiting = [u for u in waiting if u.id != ready.id]
+        finished = {unit.id for unit in done}
+        place = next((n for n, u in enumerate(waiting) if set(u.depends_on) <= finished), None)
+        ready = waiting[place] if place is not None else waiting[0].model_copy(update={"depends_on": ()})
+        place = place or 0
+        waiting = [u for n, u in enumerate(waiting) if n != place]
         done.append(ready)
     return tuple(done)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 
 import yaml
@@ -32,8 +33,15 @@ def read_policy(mirror: Mirror, sha: str, detect: Detect) -> Policy:
     if declared.test and declared.test_runner:
         return declared
     command, runner = detect(mirror.paths(sha), lambda path: _text(mirror, sha, path) or None)
-    runner = declared.test_runner or ("exit-code" if declared.test else runner)
+    runner = declared.test_runner or (_runner_of(declared.test) if declared.test else runner)
     return Policy.model_validate({**declared.model_dump(), "test": declared.test or command, "test_runner": runner})
+
+
+def _runner_of(command: str) -> str:
+    """How to read a declared command's results when the policy does not say it."""
+    if re.match(r"(python3? -m )?pytest\b", command):
+        return "pytest"
+    return "node" if re.match(r"node\b.*--test\b", command) else "exit-code"
 
 
 def read_rules(mirror: Mirror, sha: str) -> str:
@@ -45,16 +53,16 @@ def read_rules(mirror: Mirror, sha: str) -> str:
 
 def front_matter(text: str) -> tuple[dict[str, object], str]:
     """YAML between the first two `---` lines and the text after it. Raises ConfigError when it is not a mapping."""
-    if not text.startswith("---\n") or "\n---" not in text[4:]:
+    found = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$\n?", text, flags=re.DOTALL | re.MULTILINE)
+    if found is None:
         return {}, text
-    head, _, body = text[4:].partition("\n---")
     try:
-        values = yaml.safe_load(head) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the front matter is not valid YAML: {error}") from None
+        values = yaml.safe_load(found[1]) or {}
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date like 2024-13-45
+        raise ConfigError(f"the front matter is not valid YAML: {error}; correct it and commit") from None
     if not isinstance(values, dict):
-        raise ConfigError("the front matter has to be `key: value` lines")
-    return values, body.partition("\n")[2]
+        raise ConfigError("the front matter has to be `key: value` lines; correct it and commit")
+    return values, text[found.end() :]
 
 
 def _text(mirror: Mirror, sha: str, path: str) -> str:

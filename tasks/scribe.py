@@ -8,7 +8,7 @@ from prefect import task
 
 from tasks import paper
 from tasks.delivery import cost_table
-from tasks.models import Audit, Candidate, Evidence, Frozen, Job, Plan, Review, TestReport, Usage, Verdict
+from tasks.models import Audit, Evidence, Frozen, Job, Plan, Result, Review, TestReport, Usage
 
 
 class PullRequestText(Frozen):
@@ -19,19 +19,9 @@ class PullRequestText(Frozen):
 
 
 @task(name="scribe", task_run_name="scribe")
-async def write_up(
-    job: Job,
-    plan: Plan,
-    candidate: Candidate,
-    evidence: Evidence,
-    review: Review,
-    audits: tuple[Audit, ...],
-    verdict: Verdict,
-    rounds: int,
-    usage: Usage,
-) -> PullRequestText:
+async def write_up(job: Job, plan: Plan, result: Result, usage: Usage) -> PullRequestText:
     """The pull request's text, by rule."""
-    body = pull_request_body(job, plan, candidate, evidence, review, audits, verdict, rounds, usage)
+    body = pull_request_body(job, plan, result, usage)
     await paper.leave(job, "pull-request", body)
     return PullRequestText(title=pull_request_title(job), body=body)
 
@@ -41,38 +31,30 @@ def pull_request_title(job: Job) -> str:
     return f"{job.ticket.key}: {' '.join(job.ticket.title.split())}"[:120]
 
 
-def pull_request_body(
-    job: Job,
-    plan: Plan,
-    candidate: Candidate,
-    evidence: Evidence,
-    review: Review,
-    audits: tuple[Audit, ...],
-    verdict: Verdict,
-    rounds: int,
-    usage: Usage,
-) -> str:
+def pull_request_body(job: Job, plan: Plan, result: Result, usage: Usage) -> str:
     """Markdown: what changed and why, diff stat, evidence table, findings, verdict, cost."""
-    changes = "\n".join(f"- {quoted(c.explanation)}" for c in candidate.changes if c.explanation)
+    evidence, verdict = result.evidence, result.verdict
+    words = [f"- {quoted(c.explanation)}" for c in result.candidate.changes if c.explanation]
+    base = f"`{job.repository.base_branch}` at `{job.repository.base_sha[:12]}`"
     return "\n".join(
         [
-            f"Ticket: {job.ticket.url or job.ticket.key}. Base: `{job.repository.base_branch}` at `{job.repository.base_sha[:12]}`.",
+            f"Ticket: {job.ticket.url or job.ticket.key}. Base: {base}.",
             "",
             quoted(plan.summary),
-            *(["", "What was changed, in the coder's words:", changes] if changes else []),
+            *(["", "What was changed, in the coder's words:", *words] if words else []),
             "",
             "## Diff",
             f"{len(evidence.files)} file(s), +{evidence.lines_added} -{evidence.lines_removed}",
-            *(f"- `{path}`" for path in evidence.files),
+            *(f"- {code(path)}" for path in evidence.files),
             "",
             "## Evidence",
             *_evidence_table(evidence),
             "",
             "## Findings",
-            *_findings(evidence, review, audits),
+            *_findings(evidence, result.review, result.audits),
             "",
             "## Verdict",
-            f"**{verdict.decision}** in round {rounds}, decided by {verdict.decided_by}.",
+            f"**{verdict.decision}** in round {result.rounds}, decided by {verdict.decided_by}.",
             *(f"- {quoted(reason)}" for reason in verdict.reasons),
             f"- The model's advice: {quoted(verdict.advice)}",
             "",
@@ -83,9 +65,15 @@ def pull_request_body(
 
 
 def quoted(text: str) -> str:
-    """Words of a model or a ticket as one line that cannot open Markdown structure, HTML or mentions of their own."""
-    line = " ".join(text.split()).replace("<", "&lt;").replace("@", "@\u200b")
-    return re.sub(r"^([#>*+-]|\d+\.)", r"\\\1", line)
+    """Words of a model, a ticket or a tool as one line of plain text: no Markdown, HTML, mention or reference survives."""
+    line = re.sub(r"([\\`*_\[\]~|!])", r"\\\1", " ".join(text.split()))
+    line = line.replace("<", "&lt;").replace("@", "@\u200b").replace("#", "#\u200b").replace("://", ":\u200b//")
+    return re.sub(r"^([>#+-]|\d+[.)])", r"\\\1", line)
+
+
+def code(text: str) -> str:
+    """A test id, path or command as a code span it cannot leave."""
+    return "`" + " ".join(text.split()).replace("`", "'").replace("@", "@\u200b") + "`"
 
 
 def _evidence_table(evidence: Evidence) -> list[str]:
@@ -96,22 +84,23 @@ def _evidence_table(evidence: Evidence) -> list[str]:
     ]
     if evidence.new_tests_before and evidence.new_tests_after:
         rows.append(f"| new | {_counts(evidence.new_tests_before)} | {_counts(evidence.new_tests_after)} |")
-    rows += ["", f"Command: `{evidence.after.command}`"]
-    rows += [f"- fails before, passes after: `{name}`" for name in evidence.fixed[:20]]
-    rows += [f"- still fails (written by a model, may be wrong): `{name}`" for name in evidence.still_red[:20]]
+    rows += ["", f"Command: {code(evidence.after.command)}"]
+    rows += [f"- fails before, passes after: {code(name)}" for name in evidence.fixed[:20]]
+    rows += [f"- still fails (written by a model, may be wrong): {code(name)}" for name in evidence.still_red[:20]]
     return rows
 
 
 def _counts(report: TestReport) -> str:
     if report.error:
-        return f"not usable: {report.error}"
+        return f"not usable: {quoted(report.error)}"
     return f"{len(report.ids('passed'))} passed, {len(report.ids('failed'))} failed"
 
 
 def _findings(evidence: Evidence, review: Review, audits: tuple[Audit, ...]) -> list[str]:
     tools = [f for f in evidence.findings if f.new]
     lines = [
-        f"- {f.source} {f.severity}: {quoted(f.message)} (`{f.path}:{f.line}`)" for f in (*tools, *review.findings)
+        f"- {f.source} {f.severity}: {quoted(f.message)} ({code(f'{f.path}:{f.line}')})"
+        for f in (*tools, *review.findings)
     ]
     lines += [
         f"- auditor, {t.category}: {quoted(t.threat)} (enters by {quoted(t.vector)})" for a in audits for t in a.threats

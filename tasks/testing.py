@@ -10,7 +10,7 @@ import doctest
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import PurePosixPath
 
 from prefect import task
@@ -83,11 +83,27 @@ def ticket_examples(body: str, names: Mapping[str, str]) -> str | None:
         used |= _identifiers(example.source)
         if example.want.strip():
             tests.append((setup, example))
-        setup += f">>> {example.source.rstrip()}\n".replace("\n", "\n... ").removesuffix("... ")
+        setup += _prompted(_silenced(example))
     imports = python_imports(used, names)
     if not tests or not (imports or "import" in setup):
         return None
-    return "\n".join([_EXAMPLES_HEAD, *imports, *(_example_test(i, s, e) for i, (s, e) in enumerate(tests, 1))])
+    return "\n".join([_EXAMPLES_HEAD, *imports, *(_example_test(i, s, e) for i, (s, e) in enumerate(tests, 1)), ""])
+
+
+def _silenced(example: doctest.Example) -> str:
+    """An example as a step before later ones: run for its effect, its value dropped; one that raises is left out."""
+    if example.exc_msg is not None:
+        return ""
+    try:
+        ast.parse(example.source, mode="eval")
+    except SyntaxError:
+        return example.source
+    return f"_ = ({example.source.strip()})"
+
+
+def _prompted(source: str) -> str:
+    """Source as doctest writes it, with `>>>` and `...`."""
+    return f">>> {source.rstrip()}".replace("\n", "\n... ") + "\n" if source.strip() else ""
 
 
 _EXAMPLES_HEAD = '''\
@@ -98,8 +114,7 @@ import doctest
 
 
 def _example_test(number: int, setup: str, example: doctest.Example) -> str:
-    source = f">>> {example.source.rstrip()}".replace("\n", "\n... ")
-    text = f"{setup}{source}\n{example.want}"
+    text = f"{setup}{_prompted(example.source)}{example.want}"
     return (
         f"\n\ndef test_ticket_example_{number}():\n    example = {text!r}\n"
         "    parsed = doctest.DocTestParser().get_doctest(example, dict(globals()), 'ticket', None, 0)\n"
@@ -159,12 +174,15 @@ def test_folder(paths: Iterable[str]) -> str:
     return "" if best == "." else f"{best}/"
 
 
-def new_test_path(brief: Brief, tester: int, paths: Iterable[str]) -> str:
+def new_test_path(brief: Brief, tester: int, paths: Collection[str]) -> str:
     """A test file name that no file of the repository has, the same on every run."""
     slug = re.sub(r"\W+", "_", brief.ticket.key.lower()).strip("_")
     who = "examples" if tester == 0 else f"{tester}"
     name = f"{slug}_{who}.test.mjs" if brief.policy.test_runner == "node" else f"test_{slug}_{who}.py"
-    return test_folder(paths) + name
+    taken = set(paths)
+    while test_folder(taken) + name in taken:
+        name = f"{name.split('.', 1)[0]}_new.{name.split('.', 1)[1]}"
+    return test_folder(taken) + name
 
 
 def sources(brief: Brief) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 from infra.llm.scripted import Answer, Fault, Rule
@@ -129,3 +130,26 @@ def fingerprint(folder: Path) -> dict[str, str]:
         content = os.readlink(path).encode() if path.is_symlink() else path.read_bytes() if path.is_file() else b""
         found[str(path.relative_to(folder))] = f"{path.lstat().st_mode:o} {hashlib.sha256(content).hexdigest()}"
     return found
+
+
+def left_behind(home: Path) -> list[str]:
+    """What a run should have got rid of: checkouts, other processes that name or work in this home, and held locks."""
+    places = [*home.glob("worktrees/*/*"), *home.glob("worktrees/*/.private/*"), *home.glob("repos/*/worktrees/*")]
+    checkouts = [str(p) for p in places if p.name != ".private"]
+    return [*checkouts, *_processes(home), *_held_locks(home)]
+
+
+def _processes(home: Path) -> list[str]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            inside = os.readlink(entry / "cwd").startswith(str(home))
+            if int(entry.name) != os.getpid() and (str(home) in line or inside):
+                found.append(line)
+    return found
+
+
+def _held_locks(home: Path) -> list[str]:
+    inodes = {line.split()[-3].rpartition(":")[2] for line in Path("/proc/locks").read_text().splitlines()}
+    return [str(p) for p in home.rglob("*") if p.is_file() and str(p.stat().st_ino) in inodes]

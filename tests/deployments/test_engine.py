@@ -45,7 +45,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `start_engine` sets is undone after each test."""
+    """What `choose_engine` sets is undone after each test."""
     for name in [*engine.engine_environment(Settings()), "PREFECT_API_URL"]:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv(name, "")
@@ -76,10 +76,11 @@ def test_the_server_gets_the_database_and_no_secrets(database_url: str, monkeypa
 
 def test_the_recorded_server_is_used_when_it_answers(tmp_path: Path, server: str) -> None:
     record_of(tmp_path, server)
-    started = engine.start_engine(Settings(home=tmp_path))
-    started.wait()
-    assert (started.temporary, started.api_url, os.environ["PREFECT_API_URL"]) == (False, server, server)
-    started.stop()
+    chosen = engine.choose_engine(Settings(home=tmp_path))
+    chosen.start()
+    chosen.wait()
+    assert (chosen.temporary, chosen.api_url, os.environ["PREFECT_API_URL"]) == (False, server, server)
+    chosen.stop()
     assert engine.is_healthy(server)
 
 
@@ -88,7 +89,15 @@ def test_a_server_named_in_the_environment_is_used(
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", server)
     record_of(tmp_path, "http://127.0.0.1:1/api", started="long ago")
-    assert engine.start_engine(Settings(home=tmp_path)).api_url == server
+    assert engine.choose_engine(Settings(home=tmp_path)).api_url == server
+
+
+def test_without_a_server_a_temporary_one_is_named_before_prefect_is_imported(tmp_path: Path) -> None:
+    """Prefect reads its address when it is imported; one named later is ignored, and Prefect starts a server of its own."""
+    chosen = engine.choose_engine(Settings(home=tmp_path))
+    assert chosen.temporary
+    assert os.environ["PREFECT_API_URL"] == chosen.api_url
+    assert not (tmp_path / "logs").exists()
 
 
 def test_a_server_that_does_not_start_is_unreachable_and_named_with_its_log(tmp_path: Path) -> None:

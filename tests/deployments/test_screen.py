@@ -70,7 +70,7 @@ def test_the_report_says_verdict_evidence_and_cost() -> None:
 def test_the_report_tells_how_to_look_at_the_branch_with_git(tmp_path: Path) -> None:
     assert look_commands(outcome(), "/repo") == []
     (tmp_path / "repo.git").mkdir()
-    pull = PullRequest(branch="agent/T-1", title="t", body="b", base="main", head_sha="1" * 40, url=str(tmp_path / "pulls" / "a.md"))  # fmt: skip
+    pull = PullRequest(branch="agent/T-1", title="t", body="b", base="main", head_sha="1" * 40, url=(tmp_path / "pulls" / "a.md").as_uri())  # fmt: skip
     look, take = look_commands(outcome(pull_request=pull), "/my repo")
     assert look == f"git --git-dir {tmp_path}/repo.git log -p main..agent/T-1"
     assert take == f"git -C '/my repo' fetch {tmp_path}/repo.git agent/T-1:agent/T-1"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 import pytest
 
@@ -15,7 +16,7 @@ from infra.ledger import Ledger, TicketHistory
 from infra.llm.scripted import ScriptedModel
 from infra.postgres import open_databases
 from infra.settings import load_settings
-from tests.shop import ROLES, make_repository, script, write_ticket
+from tests.shop import ROLES, left_behind, make_repository, script
 
 if TYPE_CHECKING:
     from tasks.models import Outcome
@@ -34,6 +35,16 @@ class Factory:
 
         return await work_ticket(key, str(self.repository))
 
+    def forget(self) -> None:
+        """What a process opens once is opened anew, as if the next run were in a process of its own."""
+        from tasks import services
+
+        if services.ledger.cache_info().currsize:
+            services.ledger().close()
+        for opened in (services.settings, services.ledger, services.sandbox, services.objects, services.board):
+            opened.cache_clear()
+        services._model, services._opening = None, asyncio.Lock()
+
     def calls(self) -> list[str]:
         """The role of every request the model got, in order."""
         return [ROLES[r.rule] if r.rule is not None else "unknown" for r in self.model.requests]
@@ -44,9 +55,9 @@ class Factory:
     def remote(self) -> Path:
         return next((self.home / "forge").glob("*/repo.git"))
 
-    def leftovers(self) -> list[Path]:
-        """Checkouts that a run should have removed."""
-        return [p for p in (self.home / "worktrees").glob("*/*") if p.name != ".private"]
+    def leftovers(self) -> list[str]:
+        """Checkouts, processes and held locks of this home that a run should have got rid of."""
+        return left_behind(self.home)
 
     def history(self, key: str) -> TicketHistory:
         with Ledger(open_databases(load_settings()).ledger, "folder") as ledger:
@@ -56,6 +67,7 @@ class Factory:
 @pytest.fixture(scope="session")
 def _prefect(prefect_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Prefect of this process talks to the server of the session and keeps nothing in the user's home."""
+    from prefect.events.worker import EventsWorker
     from prefect.settings import (
         PREFECT_API_URL,
         PREFECT_HOME,
@@ -74,6 +86,8 @@ def _prefect(prefect_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
         }
     ):
         yield
+        EventsWorker.drain_all()
+        gc.collect()
 
 
 @pytest.fixture
@@ -82,8 +96,6 @@ def factory(
 ) -> Iterator[Factory]:
     """A factory whose model answers right at once; set `factory.model.rules` for another story."""
     from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
-
-    from tasks import services
 
     with ExitStack() as stack:
         model = stack.enter_context(ScriptedModel(script()))
@@ -97,19 +109,9 @@ def factory(
             "MAX_SAMPLES": "2",
         }.items():
             monkeypatch.setenv(f"DARKFACTORY_{name}", value)
-        _forget(monkeypatch)
+        made.forget()
         stack.enter_context(temporary_settings({PREFECT_LOCAL_STORAGE_PATH: made.home / "results"}))
+        logging.disable(logging.CRITICAL)  # Prefect's handler writes to the stderr of the test that came first
+        stack.callback(logging.disable, logging.NOTSET)
         yield made
-        if services.ledger.cache_info().currsize:
-            services.ledger().close()
-        _forget(monkeypatch)
-
-
-def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a process opens once is opened anew for this test."""
-    from tasks import services
-
-    for opened in (services.settings, services.ledger, services.sandbox, services.objects, services.board):
-        opened.cache_clear()
-    monkeypatch.setattr(services, "_model", None)
-    monkeypatch.setattr(services, "_opening", asyncio.Lock())
+        made.forget()

