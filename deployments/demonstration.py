@@ -41,7 +41,7 @@ def prepare_demo(home: Path, fresh: bool = False) -> Demo:
     A new number instead of deleting: nothing of an earlier demo (branch, pull request, answers) can be taken for it.
     """
     root = home / "demo"
-    latest = max((number for number in map(_number, root.glob("board/DEMO-*.md"))), default=0)
+    latest = max((number for number in map(_number, root.glob("board/demo-*.md"))), default=0)
     number = max(1, latest + 1 if fresh else latest)
     demo = Demo(board=root / "board", repository=root / f"roombook-{number}", ticket=f"{TICKET}-{number}")
     if not demo.repository.exists():
@@ -52,7 +52,7 @@ def prepare_demo(home: Path, fresh: bool = False) -> Demo:
 
 
 def _number(path: Path) -> int:
-    found = re.fullmatch(r"DEMO-(\d{1,9})\.md", path.name)
+    found = re.fullmatch(r"demo-(\d{1,9})\.md", path.name)
     return int(found[1]) if found else 0
 
 

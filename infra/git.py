@@ -202,13 +202,15 @@ class Mirror:
         private = path.parent / ".private" / path.name
         self._remove(root, path, private)
         try:
-            with naming_a_full_disk("a worktree"):
+            with self._locked() as lock, naming_a_full_disk("a worktree"):
                 private.mkdir(parents=True)
-            with self._locked() as lock:
                 self._run("worktree", "add", "--quiet", "--detach", str(path), sha, keep=lock)
             yield Worktree(self, path, private, sha)
         finally:
             self._remove(root, path, private)
+            with self._locked(), suppress(OSError):  # not empty: another step of the ticket is at work
+                private.parent.rmdir()
+                path.parent.rmdir()
 
     def point(self, ref: str, sha: str) -> None:
         """Set a ref of the mirror (`refs/…`)."""

@@ -323,6 +323,12 @@ class Ledger:
         with self._transaction() as session:
             session.execute(changed)
 
+    def recorded_state(self, ticket_key: str) -> str | None:
+        """The ticket's state as it was last recorded, or None for one never recorded."""
+        with self._transaction() as session:
+            ticket = session.get(TicketTable, (self.board, ticket_key))
+            return ticket.state if ticket is not None else None
+
     def start_attempt(self, ticket_key: str, base_sha: str, revision: str) -> Attempt:
         """The open attempt at this revision on this base (a resumed run), else a new one with the next number.
 

@@ -173,7 +173,10 @@ def _edits(path: str, raw: bytes, function: Function) -> Iterator[Edit]:
         yield from _assignment_edits(inner)
         yield from _call_edits(inner, names)
         yield from _statement_edits(inner, raw)
+        yield from _missing_value_edits(inner, path)
+        yield from _receiver_edits(inner, path)
     yield from _guard_edits(node, path, raw, names)
+    yield from _donor_edits(node, root, path, raw)
 
 
 def _descendants(node: Node) -> Iterator[Node]:
@@ -351,6 +354,88 @@ def _expression_edits(node: Node, path: str) -> Iterator[Edit]:
     ):
         bracketed = node.type == "parenthesized_expression"
         yield _replace(node, f"not {text}" if python else f"(!{text})" if bracketed else f"!({text})", 3)
+
+
+def _missing_value_edits(node: Node, path: str) -> Iterator[Edit]:
+    """A truth test that takes 0 or an empty text for "missing": `x` -> `x is not None`, `not x` -> `x is None`."""
+    parent = node.parent
+    if parent is None or node.type not in ("identifier", "attribute", "member_expression", "call", "call_expression"):
+        return
+    missing, present = ("is None", "is not None") if path.endswith(".py") else ("== null", "!= null")
+    text = _text(node)
+    if parent.type == "not_operator" or (parent.type == "unary_expression" and _text(parent).startswith("!")):
+        yield _replace(parent, f"{text} {missing}", 3)
+    tested = parent.child_by_field_name("condition") == node
+    if tested or parent.type in ("boolean_operator", "parenthesized_expression", "ternary_expression"):
+        yield _replace(node, f"{text} {present}", 4)
+    if parent.type == "boolean_operator" or (parent.type == "binary_expression" and _operator(parent) in ("&&", "||")):
+        yield _replace(parent, text, 4)
+
+
+def _operator(node: Node) -> str:
+    operator = node.child_by_field_name("operator")
+    return _text(operator) if operator is not None else ""
+
+
+def _receiver_edits(node: Node, path: str) -> Iterator[Edit]:
+    """The object of a method call cleaned or copied first: `text.lower()` -> `text.strip().lower()`."""
+    parent = node.parent
+    if parent is None or parent.type not in ("attribute", "member_expression"):
+        return
+    called = parent.parent is not None and parent.parent.child_by_field_name("function") == parent
+    if not called or parent.child_by_field_name("object") != node or _text(node) in ("self", "this", "super()"):
+        return
+    text = _text(node)
+    if path.endswith(".py"):
+        others = (f"{text}.strip()", f"{text}.lower()", f"list({text})", f"dict({text})", f"str({text})")
+    else:
+        others = (f"[...{text}]", f"{text}.trim()", f"{text}.toLowerCase()", f"new Date({text})", f"String({text})")
+    for other in others:
+        yield _replace(node, other, 5)
+
+
+_DONOR_CHARS = 80
+_DONORS = 40
+_DONOR_STATEMENTS = {"expression_statement", "return_statement", "continue_statement", "break_statement"}
+
+
+def _donor_edits(node: Node, root: Node, path: str, raw: bytes) -> Iterator[Edit]:
+    """A short statement of the same file put in before a statement of the function: what is missing in one place is
+    often written in another (Barr et al. 2014, "the plastic surgery hypothesis"). Only names the function knows.
+    """
+    body = node.child_by_field_name("body")
+    if body is None:
+        return
+    known = set(re.findall(r"\w+", _text(node)))
+    donors = dict.fromkeys(
+        _text(d)
+        for d in _descendants(root)
+        if d.type in _DONOR_STATEMENTS
+        and "\n" not in _text(d)
+        and len(_text(d)) <= _DONOR_CHARS
+        and _text(d)[:1] not in "\"'"
+    )
+    fitting = [d for d in donors if _free_names(d) <= known and d not in _text(node)]
+    for block in [body, *(b for b in _descendants(body) if b.type in ("block", "statement_block"))]:
+        for statement in [c for c in block.named_children if c.type != "comment"]:
+            indent = raw[raw.rfind(b"\n", 0, statement.start_byte) + 1 : statement.start_byte].decode(errors="replace")
+            if indent.strip():
+                continue
+            for donor in fitting[:_DONORS]:
+                what = f"put `{_short(donor)}` before line {statement.start_point[0] + 1}"
+                yield Edit(
+                    start=statement.start_byte, end=statement.start_byte, text=f"{donor}\n{indent}", what=what, cost=7
+                )
+
+
+def _free_names(statement: str) -> set[str]:
+    """Names of a statement that have to be known where it is put: all but attributes and what follows a dot."""
+    return set(re.findall(r"(?<![.\w])[A-Za-z_]\w*", re.sub(r"([\"'`]).*?\1", "", statement))) - _KEYWORDS
+
+
+_KEYWORDS = frozenset(
+    "return continue break self this not and or is in None True False null true false new await".split()
+)
 
 
 def _assignment_edits(node: Node) -> Iterator[Edit]:

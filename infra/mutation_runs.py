@@ -19,6 +19,8 @@ from infra.sandbox import Sandbox
 _EACH_SECONDS = 10
 """A mutant whose red tests run longer than this is dead: most are endless loops. The suite may take three times it."""
 _START_SECONDS = 60
+_MORE_SECONDS = 8
+"""How long to look for further finds after the first one."""
 
 
 async def executed_lines(
@@ -56,6 +58,7 @@ async def green_mutants(
         "seconds": seconds,
         "each_seconds": _EACH_SECONDS,
         "enough": enough,
+        "more_seconds": _MORE_SECONDS,
     }
     drive = _try_with_pytest if runner == "pytest" else _try_with_node
     output = await _drive(sandbox, worktree, drive, job, seconds)
@@ -163,6 +166,7 @@ def _try_with_pytest() -> None:
         ):
             print(f"\ngreen: {number}", flush=True)
             found += 1
+            end = min(end, time.monotonic() + job["more_seconds"])
         (here / path).write_bytes(originals[path])
 
 
@@ -208,4 +212,5 @@ def _try_with_node() -> None:
         ):
             print(f"\ngreen: {number}", flush=True)
             found += 1
+            end = min(end, time.monotonic() + job["more_seconds"])
         pathlib.Path(path).write_bytes(originals[path])

@@ -16,6 +16,7 @@ from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     YamlConfigSettingsSource,
 )
 
@@ -96,7 +97,10 @@ class Settings(BaseSettings):
 
 
 def config_path() -> Path | None:
-    """DARKFACTORY_CONFIG, else ./factory.yaml, else <home>/factory.yaml; None when there is none."""
+    """DARKFACTORY_CONFIG, else <home>/factory.yaml; None when there is none.
+
+    Never the current folder's: that may be a repository, and its file could turn the sandbox off.
+    """
     named = os.environ.get("DARKFACTORY_CONFIG")
     if named:
         if not Path(named).is_file():
@@ -105,7 +109,7 @@ def config_path() -> Path | None:
             )
         return Path(named)
     home = Path(os.environ.get("DARKFACTORY_HOME", "~/.darkfactory")).expanduser()
-    return next((p for p in (Path("factory.yaml"), home / "factory.yaml") if p.is_file()), None)
+    return home / "factory.yaml" if (home / "factory.yaml").is_file() else None
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -118,4 +122,9 @@ def load_settings(**overrides: Any) -> Settings:
             "settings are not valid; correct these in factory.yaml or the environment:\n  " + "\n  ".join(lines)
         ) from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{config_path()} is not valid YAML: {error}") from None
+        raise ConfigError(f"{str(config_path())!r} is not valid YAML: {error}") from None
+    except (SettingsError, ValueError, TypeError) as error:
+        places = f"the environment (DARKFACTORY_*) and {str(config_path())!r}"
+        raise ConfigError(
+            f"a setting cannot be read: {error}; look in {places}; lists and mappings are JSON there"
+        ) from None

@@ -18,7 +18,7 @@ POLL_SECONDS = 0.1
 async def slot(folder: Path, count: int) -> AsyncIterator[None]:
     """Hold one of `count` slots (files of `folder`) while inside; waits, without order, until one is free."""
     folder.mkdir(parents=True, exist_ok=True)
-    while (handle := _take(folder, count)) is None:
+    while (handle := _take(folder, count)) is None:  # noqa: ASYNC110  processes free slots, and no event tells
         await asyncio.sleep(POLL_SECONDS)
     try:
         yield

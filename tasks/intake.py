@@ -38,6 +38,11 @@ def find_ticket(key: str) -> Ticket:
     return services.board().find(key)
 
 
+def own_state(key: str) -> str:
+    """The state a ticket had before the factory took it, from the ledger; `todo` when that was never recorded."""
+    return services.ledger().recorded_state(key) or "todo"
+
+
 def find_repository(ticket: Ticket, named: str | None) -> tuple[str, RepositorySettings]:
     """The repository of a run: named on the command line (a configured name or a path), or by the ticket."""
     known = services.settings().repositories
@@ -91,6 +96,8 @@ async def take_in(key: str, repository: str | None) -> Job:
     dirty = await is_dirty(configured.path.expanduser(), services.sandbox())
     model = await services.model()
     ledger = services.ledger()
+    if ticket.state == IN_PROGRESS:  # a run that was killed left it so; its own state is the one recorded before
+        ticket = ticket.model_copy(update={"state": await asyncio.to_thread(own_state, ticket.key)})
     await asyncio.to_thread(ledger.record_ticket, ticket, name)
     attempt = await asyncio.to_thread(ledger.start_attempt, ticket.key, pinned.base_sha, ticket.revision)
     burnt = await asyncio.to_thread(ledger.burnt_attempts, ticket.key)
@@ -102,8 +109,8 @@ async def take_in(key: str, repository: str | None) -> Job:
         ticket=ticket,
         repository=pinned,
         attempt_id=attempt.id,
-        attempt=burnt
-        + 1,  # not the ledger's number: what was thought before a fault, or for a PR, is not thought again
+        # not the ledger's number: what was thought before a fault, or for a PR, is not thought again
+        attempt=burnt + 1,
         model=model.name,
         tier=model.tier,
         context_tokens=model.context_tokens,

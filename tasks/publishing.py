@@ -34,8 +34,14 @@ def _publish(job: Job, candidate: Candidate, text: PullRequestText) -> PullReque
         f"Draft pull request: {pull_request.url} (branch `{branch}`)",
         marker=f"pull-request-{job.ticket.key}",
     )
-    services.board().move(job.ticket.key, IN_REVIEW)
+    move(job, IN_REVIEW)
     return pull_request
+
+
+def move(job: Job, state: str) -> None:
+    """Move the ticket on the board and remember it in the ledger."""
+    services.board().move(job.ticket.key, state)
+    services.ledger().record_ticket(job.ticket.model_copy(update={"state": state}), job.repository.name)
 
 
 @task(name="say why not", task_run_name="say why not")
@@ -46,6 +52,6 @@ async def reject(job: Job, verdict: Verdict) -> None:
 
     def write() -> None:
         services.board().comment(job.ticket.key, text, marker=f"verdict-{job.attempt}")
-        services.board().move(job.ticket.key, REJECTED)
+        move(job, REJECTED)
 
     await asyncio.to_thread(write)

@@ -26,7 +26,7 @@ def cheapest(prices):
     """The lowest price, or None for an empty basket."""
     return min(prices, default=None)
 ''',
-    "tests/test_prices.py": '''from shop.prices import cheapest, total
+    "tests/test_prices.py": """from shop.prices import cheapest, total
 
 
 def test_total_adds_up():
@@ -35,7 +35,7 @@ def test_total_adds_up():
 
 def test_cheapest():
     assert cheapest([3, 1, 2]) == 1
-''',
+""",
     "README.md": "# Shop\n",
 }
 BODY = "`total` ignores its discount: a basket of 200 with a discount of 10 should cost 180, and it costs 200."
@@ -108,8 +108,9 @@ def make_repository(place: Path, files: dict[str, str] | None = None) -> Path:
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """Git with nobody's configuration. Returns its output."""
+    """Git with nobody's configuration and a fixed time, so that equal content is an equal commit. Returns its output."""
     who = {f"GIT_{role}_{what}": "owner@shop.invalid" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    who |= {f"GIT_{role}_DATE": "2026-01-05T09:00:00+00:00" for role in ("AUTHOR", "COMMITTER")}
     environment = {"PATH": os.environ["PATH"], "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull, **who}
     done = subprocess.run(["git", *arguments], cwd=folder, env=environment, check=True, capture_output=True, text=True)
     return done.stdout
@@ -127,7 +128,7 @@ def fingerprint(folder: Path) -> dict[str, str]:
     """Every file and link below a folder with a hash of its content and mode."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        content = os.readlink(path).encode() if path.is_symlink() else path.read_bytes() if path.is_file() else b""
+        content = str(path.readlink()).encode() if path.is_symlink() else path.read_bytes() if path.is_file() else b""
         found[str(path.relative_to(folder))] = f"{path.lstat().st_mode:o} {hashlib.sha256(content).hexdigest()}"
     return found
 
@@ -144,7 +145,7 @@ def _processes(home: Path) -> list[str]:
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            inside = os.readlink(entry / "cwd").startswith(str(home))
+            inside = str((entry / "cwd").readlink()).startswith(str(home))
             if int(entry.name) != os.getpid() and (str(home) in line or inside):
                 found.append(line)
     return found

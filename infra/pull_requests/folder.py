@@ -17,7 +17,6 @@ from infra.errors import ConfigError
 from infra.files import write_atomically
 from infra.llm import Frozen
 from infra.pull_requests import PullRequest
-from infra.settings import Settings
 
 _BRANCH = re.compile(r"(?![.-])[^\s\x00-\x1f\x7f~^:?*\[\\]{1,200}")
 _FRONT_MATTER = re.compile(r"---\r?\n(.*?)^---\r?(?:\n|\Z)", re.S | re.M)
@@ -40,11 +39,6 @@ class _Head(Frozen):
 class _Saved(Frozen):
     head: _Head
     body: str = Field(repr=False)
-
-
-def open_forge(settings: Settings) -> FolderForge:
-    """The forge in the folder `pull-requests` of the home folder."""
-    return FolderForge(settings.root / "pull-requests")
 
 
 class FolderForge:

@@ -30,8 +30,8 @@ def test_preparing_again_changes_nothing_and_fresh_makes_the_next(tmp_path: Path
     assert prepare_demo(tmp_path) == first
     assert "state: in review" in ticket.read_text()
     fresh = prepare_demo(tmp_path, fresh=True)
-    assert fresh == Demo(board=first.board, repository=tmp_path / "demo" / "roombook-2", ticket="DEMO-2")
-    assert f"repository: {fresh.repository}" in (fresh.board / "DEMO-2.md").read_text()
+    assert fresh == Demo(board=first.board, repository=tmp_path / "demo" / "roombook-2", ticket="demo-2")
+    assert f"repository: {fresh.repository}" in (fresh.board / "demo-2.md").read_text()
     assert prepare_demo(tmp_path) == fresh
 
 

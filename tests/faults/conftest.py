@@ -83,7 +83,7 @@ class Shop:
 
     def published(self) -> dict[str, str]:
         """Name and text of every pull request."""
-        return {path.name: path.read_text() for path in self.home.glob("forge/*/pulls/*")}
+        return {path.name: path.read_text() for path in self.home.glob("forge/*/pulls/[!.]*")}
 
     def _start(self, command: list[str]) -> subprocess.Popen[str]:
         child = subprocess.Popen(
@@ -112,9 +112,7 @@ MakeShop = Callable[[str], Shop]
 
 
 @pytest.fixture
-def make_shop(
-    tmp_path: Path, database_url: str, empty_database_url: str, prefect_url: str
-) -> Iterator[MakeShop]:
+def make_shop(tmp_path: Path, database_url: str, empty_database_url: str, prefect_url: str) -> Iterator[MakeShop]:
     """Makes up to two shops by name, each with a home and a database of its own."""
     databases, made = iter((database_url, empty_database_url)), list[Shop]()
 

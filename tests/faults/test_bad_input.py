@@ -117,9 +117,7 @@ def test_a_broken_endpoint_ends_with_3_and_burns_nothing(
     assert [a.outcome for a in factory.history("shop-1").attempts] == ["infra_failed"]
 
 
-def test_an_endpoint_that_is_not_there_ends_with_3(
-    run: Run, factory: Factory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_endpoint_that_is_not_there_ends_with_3(run: Run, factory: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
     ticket = write_ticket(factory.board, "shop-1")
     written = ticket.read_text()
     monkeypatch.setenv("DARKFACTORY_MODEL_URL", "http://127.0.0.1:1/v1")
@@ -154,15 +152,19 @@ def test_a_repository_that_cannot_be_tested_is_a_named_outcome(run: Run, factory
     assert "set `test` in WORKFLOW.md" in ticket.read_text()
 
 
-HANGS = "import subprocess, time\n\n\ndef test_hangs():\n    subprocess.Popen(['sleep', '300'], start_new_session=True)\n    time.sleep(300)\n"
-FLOODS = "import os\n\n\ndef test_floods():\n    for _ in range(1024):\n        os.write(2, b'x' * (1 << 20))\n"
+FLOOD = "import os\n\n\ndef test_floods():\n    for _ in range(1024):\n        os.write(2, b'x' * (1 << 20))\n"
 
 
-@pytest.mark.parametrize(("text", "seconds"), [(HANGS, 3), (FLOODS, 30)], ids=["hangs", "prints 1 GB"])
+@pytest.mark.parametrize(
+    ("command", "runner", "seconds"),
+    [("(setsid sleep 300 &) ; sleep 300", "exit-code", 3), ("python -m pytest -s", "pytest", 30)],
+    ids=["hangs", "prints 1 GB"],
+)
 def test_a_test_suite_that_runs_wild_is_ended_and_named(
-    run: Run, factory: Factory, text: str, seconds: int
+    run: Run, factory: Factory, command: str, runner: str, seconds: int
 ) -> None:
-    wild = {**FILES, "tests/test_wild.py": text, "WORKFLOW.md": f"---\ntimeout_seconds: {seconds}\ntest: python -m pytest -s\ntest_runner: pytest\n---\n"}
+    policy = f"---\ntimeout_seconds: {seconds}\ntest: {command}\ntest_runner: {runner}\n---\n"
+    wild = {**FILES, "tests/test_wild.py": FLOOD, "WORKFLOW.md": policy}
     ticket = write_ticket(factory.board, "shop-1")
     began = time.monotonic()
     code, error = run(repository=make_repository(factory.home.parent / "wild", wild))
@@ -192,7 +194,9 @@ def small_disk(factory: Factory) -> Iterator[Path]:
     """A file system of 64 KiB where checkouts are made."""
     place = factory.home / "worktrees"
     place.mkdir(parents=True)
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True, text=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True, text=True
+    )
     if done.returncode:
         pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
     try:

@@ -72,7 +72,9 @@ def made_by(shop: Shop, lost: set[str], act: Callable[[], None]) -> set[str]:
 
 def measured(text: str) -> str:
     """A pull request without places and times: they differ between homes and runs."""
-    kept = (line for line in text.splitlines() if not line.startswith(("opened:", "updated:", "| openai", "| scripted")))
+    kept = (
+        line for line in text.splitlines() if not line.startswith(("opened:", "updated:", "| openai", "| scripted"))
+    )
     return re.sub(r"file://\S+", "file", "\n".join(kept))
 
 

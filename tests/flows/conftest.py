@@ -91,9 +91,7 @@ def _prefect(prefect_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture
-def factory(
-    _prefect: None, tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Factory]:
+def factory(_prefect: None, tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Factory]:
     """A factory whose model answers right at once; set `factory.model.rules` for another story."""
     from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 

@@ -8,8 +8,7 @@ import pytest
 
 from infra.errors import ConfigError
 from infra.pull_requests import PullRequest
-from infra.pull_requests.folder import FolderForge, open_forge
-from infra.settings import Settings
+from infra.pull_requests.folder import FolderForge
 
 BRANCH = "agent/T-1"
 
@@ -106,7 +105,3 @@ def test_a_file_that_cannot_be_understood_is_named_and_not_overwritten(forge: Fo
     with pytest.raises(ConfigError, match=r"agent--T-1\.md"):
         _publish(forge)
     assert _file(forge).read_text() == text
-
-
-def test_the_forge_lives_in_the_home_folder(tmp_path: Path) -> None:
-    assert open_forge(Settings(home=tmp_path)).folder == tmp_path / "pull-requests"
