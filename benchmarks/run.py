@@ -1,7 +1,7 @@
 """Measure the factory on the benchmark tickets, beside mini-swe-agent on the same model, endpoint and tickets.
 
     python -m benchmarks.run                    # all tickets, Darkfactory and mini-swe-agent, whatever model is configured
-    python -m benchmarks.run --only waypost-01 --only timespan-03 --no-mini
+    python -m benchmarks.run --only waypost-01 --only timespan-03 --mini-every 0
     python -m benchmarks.run --part coding      # without plan, threats, review and the judge's opinion
 
 Results are appended to `<folder>/results.jsonl` as they come, and tickets that are there already are not run again, so a
@@ -23,6 +23,7 @@ from typing import Any
 from benchmarks.mini_swe import STEP_LIMIT, bench_home, install_mini, run_mini
 from benchmarks.tickets import BenchTicket, judge, load_tickets, materialise, passes
 from deployments.engine import engine_environment, ensure_limits, start_engine
+from infra.git import Mirror
 from infra.llm import Usage
 from infra.llm.opening import open_model
 from infra.sandbox import open_sandbox
@@ -38,6 +39,7 @@ async def run_factory(ticket: BenchTicket, folder: Path, part: str) -> dict[str,
     services.board().path.mkdir(parents=True, exist_ok=True)
     (services.board().path / f"{ticket.key}.md").write_text(ticket.text)
     started = time.monotonic()
+    decision: str
     if part == "full":
         outcome = await work_ticket(ticket.key, str(checkout))
         decision, head, rounds = outcome.decision, outcome.evidence.head_sha if outcome.evidence else "", outcome.rounds
@@ -94,7 +96,7 @@ async def _judged(ticket: BenchTicket, checkout: Path, head: str, folder: Path) 
 
     if not head:
         return False
-    mirror = services.Mirror(services.settings().root / "repos" / f"{repository_name(checkout)}.git")
+    mirror = Mirror(services.settings().root / "repos" / f"{repository_name(checkout)}.git")
     with mirror.worktree(folder / "judged", ticket.key, "judged", head) as worktree:
         return passes(await judge(ticket, worktree.path, services.sandbox()), ticket)
 
@@ -157,12 +159,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 async def measure_all(
-    tickets: Iterable[BenchTicket], folder: Path, part: str, settings: Settings, *, mini: bool
+    tickets: Iterable[BenchTicket], folder: Path, part: str, settings: Settings, *, mini_every: int
 ) -> None:
     """Each ticket by both agents one after the other, so that both meet the same load of the machine."""
     await ensure_limits(settings)
     results = folder / "results.jsonl"
-    for ticket in tickets:
+    for number, ticket in enumerate(tickets):
+        mini = mini_every > 0 and number % mini_every == 0
         have = {(row["agent"], row["ticket"]) for row in read_rows(results)}
         wall = 0.0
         for agent in ("darkfactory", *(("mini-swe-agent",) if mini else ())):
@@ -198,7 +201,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", default=[], help="a ticket key; may be repeated")
     parser.add_argument("--part", choices=["full", "coding"], default="full")
-    parser.add_argument("--no-mini", action="store_true")
+    parser.add_argument(
+        "--mini-every", type=int, default=1, metavar="N", help="mini-swe-agent on every Nth ticket; 0: never"
+    )
     parser.add_argument("--folder", type=Path, default=bench_home() / "run")
     arguments = parser.parse_args()
     folder = arguments.folder.absolute()
@@ -210,8 +215,8 @@ def main() -> None:
     engine = start_engine(settings)
     try:
         engine.wait()
-        tickets = load_tickets(arguments.only)
-        asyncio.run(measure_all(tickets, folder, arguments.part, settings, mini=not arguments.no_mini))
+        tickets = load_tickets(tuple(arguments.only))
+        asyncio.run(measure_all(tickets, folder, arguments.part, settings, mini_every=arguments.mini_every))
     finally:
         engine.stop()
     print(

@@ -13,7 +13,7 @@ from infra.errors import ConfigError, InfraError
 from infra.files import write_atomically
 
 SOURCE = Path(__file__).parent / "demo"
-TICKET = "DEMO"
+TICKET = "demo"
 FIXED = {
     "GIT_AUTHOR_NAME": "Front Desk",
     "GIT_AUTHOR_EMAIL": "desk@roombook.invalid",

@@ -51,20 +51,34 @@ EDITS_WANTED = 3
 EDIT_SEARCH_SECONDS = 45.0
 """Bounds of the search for small edits: edits tried, finds that end it, and time."""
 
-LIGHT_INSTRUCTION = """\
-Find the bug. It is probably in one of {suspects}. Say in one or two sentences which line is wrong and why. Then write \
-that whole function again, corrected, in one ```{language} block. No other text."""
-OPENING = "The bug is in"
-"""The answer's first words are given, or a small model lists everything it could criticise (measured)."""
+BLAME = (
+    "Find the bug. It is probably in one of {suspects}. Say in one or two sentences which line is wrong and why. Then "
+    "write that whole function again, corrected, in one ```{language} block. No other text.",
+    "The bug is in",
+)
+CONTRAST = (
+    "Fix the ticket. The mistake is probably in one of {suspects}. Write one sentence that says what the function does "
+    "now and one that says what it should do. Then write that whole function again, corrected, in one ```{language} "
+    "block. No other text.",
+    "The function `",
+)
+ANGLES = (BLAME, CONTRAST, BLAME, CONTRAST, CONTRAST)
+"""What each sample is asked and how its answer begins. The first words are given, or a small model criticises
+everything in sight; two ways of asking solve more tickets than one (measured, benchmarks/README.md)."""
 SUSPECTS = 4
 TEST_CHARS = 1_200
 
 
-def light_instruction(brief: Brief, tests: tuple[TestChange, ...] = ()) -> str:
-    """The coder's instruction; the same for every sample, so that only a few tokens are read anew."""
+def angle(sample: int) -> tuple[str, str]:
+    """Instruction and first words for a sample (counted from 1)."""
+    return ANGLES[(sample - 1) % len(ANGLES)]
+
+
+def light_instruction(brief: Brief, sample: int = 1, tests: tuple[TestChange, ...] = ()) -> str:
+    """The coder's instruction, after the prefix that all samples and roles share."""
     named = ", ".join(f"`{name}`" for name in brief.suspects[:SUSPECTS]) or "the functions above"
     spoken = language(brief.excerpts[0].path) if brief.excerpts else "python"
-    return _failing(brief, tests) + LIGHT_INSTRUCTION.format(suspects=named, language=spoken)
+    return _failing(brief, tests) + angle(sample)[0].format(suspects=named, language=spoken)
 
 
 def _failing(brief: Brief, tests: tuple[TestChange, ...]) -> str:
@@ -398,7 +412,8 @@ async def _one_sample(
 ) -> Change:
     """One answer of the model, spliced in. Nothing is run."""
     completion = await ask(who, _sample_request(job, brief, who, tests), job.model)
-    text = completion.text if completion.text.startswith(OPENING) else f"{OPENING}{completion.text}"
+    opening = angle(who.sample)[1]
+    text = completion.text if completion.text.startswith(opening) else f"{opening}{completion.text}"
     ending, changed = apply_answer(text, files)
     if completion.finish_reason == "length" and ending != "done":
         ending = "truncated"
@@ -421,8 +436,8 @@ def _score(brief: Brief, report: TestReport, tests: tuple[TestChange, ...]) -> i
 def _sample_request(job: Job, brief: Brief, asker: Asker, tests: tuple[TestChange, ...]) -> ModelRequest:
     return ModelRequest(
         messages=(
-            *chat(brief.prefix, SYSTEM, light_instruction(brief, tests)),
-            Message(role="assistant", content=OPENING),
+            *chat(brief.prefix, SYSTEM, light_instruction(brief, asker.sample, tests)),
+            Message(role="assistant", content=angle(asker.sample)[1]),
         ),
         max_tokens=_token_bound(brief),
         temperature=TEMPERATURES[(asker.sample - 1) % len(TEMPERATURES)],
