@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.mini_swe import STEP_LIMIT, bench_home, install_mini, run_mini
 from benchmarks.tickets import BenchTicket, judge, load_tickets, materialise, passes
-from deployments.engine import engine_environment, ensure_limits, start_engine
+from deployments.engine import choose_engine, ensure_limits
 from infra.git import Mirror
 from infra.llm import Usage
 from infra.llm.opening import open_model
@@ -210,9 +210,9 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("DARKFACTORY_BOARD", str(folder / "board"))
     settings = load_settings()
-    os.environ.update(engine_environment(settings))
     open_model(settings)
-    engine = start_engine(settings)
+    engine = choose_engine(settings)
+    engine.start()
     try:
         engine.wait()
         tickets = load_tickets(tuple(arguments.only))

@@ -10,7 +10,7 @@ from prefect import flow
 from tasks.coding import in_waves, write_code
 from tasks.collecting import collect
 from tasks.delivery import archive, cost_so_far
-from tasks.intake import close, give_back, take_in, write_brief
+from tasks.intake import alone, close, give_back, take_in, write_brief
 from tasks.judging import judge
 from tasks.measuring import measure, rank
 from tasks.memory import remember
@@ -43,15 +43,16 @@ async def work_ticket(ticket: str, repository: str | None = None) -> Outcome:
     Returns how it ended, ACCEPT or REJECT. Raises ConfigError, InfraError (nothing burnt, run again) or WorkFailed.
     """
     started = time.monotonic()
-    job = await take_in(ticket, repository)
-    try:
-        outcome = await deliver(job, started)
-    except FactoryError as error:
-        await give_back(job, error)
-        raise
-    await close(job, outcome)
-    await remember(job, outcome)
-    return outcome
+    with alone(ticket):
+        job = await take_in(ticket, repository)
+        try:
+            outcome = await deliver(job, started)
+        except FactoryError as error:
+            await give_back(job, error)
+            raise
+        await close(job, outcome)
+        await remember(job, outcome)
+        return outcome
 
 
 async def deliver(job: Job, started: float) -> Outcome:

@@ -504,6 +504,9 @@ async def is_dirty(checkout: Path, sandbox: Sandbox) -> bool:
     return bool(result.output.strip())
 
 
+_FULL = ("No space left on device", "Disk quota exceeded", "unable to write file", "sha1 file write error")
+
+
 class _Failed(InfraError):
     """Git ended with an error; callers that know why name it better."""
 
@@ -540,7 +543,7 @@ def _git(*arguments: str, cwd: Path, keep: int | None = None) -> bytes:
     message = stderr.decode(errors="replace")
     if process.returncode == 0:
         return stdout
-    if "No space left on device" in message or "Disk quota exceeded" in message:
+    if any(said in message for said in _FULL):
         raise DiskFull(f"no space left for git in {str(cwd)!r}; free some and run again")
     raise _Failed(arguments, message)
 

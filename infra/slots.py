@@ -7,9 +7,11 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+
+from infra.errors import CapacityUnavailable
 
 POLL_SECONDS = 0.1
 
@@ -20,6 +22,19 @@ async def slot(folder: Path, count: int) -> AsyncIterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     while (handle := _take(folder, count)) is None:  # noqa: ASYNC110  processes free slots, and no event tells
         await asyncio.sleep(POLL_SECONDS)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def sole(folder: Path, what: str) -> Iterator[None]:
+    """Be the only process of this machine inside for `folder`. Raises CapacityUnavailable at once when another one is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = _take(folder, 1)
+    if handle is None:
+        raise CapacityUnavailable(f"another run on this machine is at work on {what}; wait for it to end")
     try:
         yield
     finally:

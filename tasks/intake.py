@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from prefect import task
@@ -14,6 +16,7 @@ from infra.errors import ConfigError, DiskFull, FactoryError, InfraError, TestsF
 from infra.git import Mirror, directory_name, ensure_bare, is_dirty
 from infra.ledger import AttemptOutcome
 from infra.settings import RepositorySettings
+from infra.slots import sole
 from infra.test_runners import detect_policy
 from tasks import memory, paper, progress, services
 from tasks.context import (
@@ -36,6 +39,14 @@ FREE_BYTES_NEEDED = 200 << 20
 def find_ticket(key: str) -> Ticket:
     """The ticket on the board. ConfigError when there is none, or when it has no title or text to work from."""
     return services.board().find(key)
+
+
+@contextmanager
+def alone(key: str) -> Iterator[None]:
+    """Hold the ticket on this machine: a second run of it ends at once, and a killed one frees it by dying."""
+    ticket = find_ticket(key)
+    with sole(services.settings().root / "run" / "tickets" / directory_name(ticket.key), f"ticket {ticket.key!r}"):
+        yield
 
 
 def own_state(key: str) -> str:

@@ -6,6 +6,7 @@ import re
 
 from prefect import task
 
+from infra.redaction import redact
 from tasks import paper
 from tasks.delivery import cost_table
 from tasks.models import Audit, Evidence, Frozen, Job, Plan, Result, Review, TestReport, Usage
@@ -23,7 +24,7 @@ async def write_up(job: Job, plan: Plan, result: Result, usage: Usage) -> PullRe
     """The pull request's text, by rule."""
     body = pull_request_body(job, plan, result, usage)
     await paper.leave(job, "pull-request", body)
-    return PullRequestText(title=pull_request_title(job), body=body)
+    return PullRequestText(title=redact(pull_request_title(job)), body=redact(body))
 
 
 def pull_request_title(job: Job) -> str:

@@ -8,7 +8,10 @@ import sys
 import time
 from pathlib import Path
 
-from infra.slots import slot
+import pytest
+
+from infra.errors import CapacityUnavailable
+from infra.slots import slot, sole
 
 HOLD = """
 import asyncio, sys
@@ -55,4 +58,15 @@ async def test_a_killed_holder_frees_its_slot_at_once(tmp_path: Path) -> None:
 
 async def _held(folder: Path) -> None:
     async with slot(folder, 1):
+        pass
+
+
+def test_only_one_at_a_time_and_the_second_is_told_at_once(tmp_path: Path) -> None:
+    with (
+        sole(tmp_path, "ticket 'a'"),
+        pytest.raises(CapacityUnavailable, match="ticket 'a'"),
+        sole(tmp_path, "ticket 'a'"),
+    ):
+        pass
+    with sole(tmp_path, "ticket 'a'"):
         pass
