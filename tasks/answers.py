@@ -18,6 +18,11 @@ _OBJECTS = 1_000
 """Opening braces that are tried; each costs up to the length of the answer."""
 
 
+def continued(opening: str, text: str) -> str:
+    """A whole answer whose first words were given: some servers repeat them, some go on after them."""
+    return text if text.startswith(opening) else opening + text
+
+
 def code_blocks(answer: str) -> list[str]:
     """The fenced blocks of an answer in order; an unclosed last block counts."""
     return [

@@ -23,7 +23,7 @@ from infra.syntax import functions, is_source, parses, splice
 from infra.test_runners import is_test_path
 from tasks import progress, services
 from tasks.agent import EDITING, AgentEvent, AgentLimits, Toolbox, run_agent
-from tasks.answers import code_blocks
+from tasks.answers import code_blocks, continued
 from tasks.asking import Asker, RecordedModel, ask, chat
 from tasks.context import SYSTEM, fenced, language, rank_functions
 from tasks.evidence import run_tests
@@ -412,8 +412,7 @@ async def _one_sample(
 ) -> Change:
     """One answer of the model, spliced in. Nothing is run."""
     completion = await ask(who, _sample_request(job, brief, who, tests), job.model)
-    opening = angle(who.sample)[1]
-    text = completion.text if completion.text.startswith(opening) else f"{opening}{completion.text}"
+    text = continued(angle(who.sample)[1], completion.text)
     ending, changed = apply_answer(text, files)
     if completion.finish_reason == "length" and ending != "done":
         ending = "truncated"

@@ -18,11 +18,11 @@ from prefect import task
 from infra.syntax import functions, parses
 from infra.test_runners import is_test_path
 from tasks import paper, progress, services
-from tasks.answers import code_blocks
+from tasks.answers import code_blocks, continued
 from tasks.asking import Asker, ask, chat
 from tasks.context import SYSTEM, source_files
 from tasks.evidence import red_tests
-from tasks.models import Brief, Evidence, Job, ModelRequest, Plan, TestChange, TestReport, Usage
+from tasks.models import Brief, Evidence, Job, Message, ModelRequest, Plan, TestChange, TestReport, Ticket, Usage
 
 PROMPT_VERSION = "tester-1"
 TEST_TOKENS = 500
@@ -30,15 +30,15 @@ SAMPLES = 3
 TEMPERATURES = (0.2, 0.7, 0.9)
 
 PYTHON_INSTRUCTION = """\
-Write a pytest test for what the ticket asks, to be run before and after the fix: it must fail on the code above and \
-pass when the ticket is done. Use the ticket's own examples and expected values, one small test function for each \
-example, no fixtures, no mocks. Do not repeat or fix the code. Answer with one ```python block that starts with:
+Write pytest tests for what the ticket asks: they fail on the code above and pass when the ticket is done. One test \
+function of one or two lines for each example that the ticket gives, at most four, with exactly the ticket's inputs and \
+expected values. No fixtures, no mocks, no other tests. Answer with one ```python block that starts with:
 {imports}"""
 
 NODE_INSTRUCTION = """\
-Write a test for node's built-in runner for what the ticket asks, to be run before and after the fix: it must fail on \
-the code above and pass when the ticket is done. Use the ticket's own examples and expected values, one small test for \
-each example. Do not repeat or fix the code. Answer with one ```javascript block that starts with:
+Write tests for node's built-in runner for what the ticket asks: they fail on the code above and pass when the ticket is \
+done. One short test for each example that the ticket gives, at most four, with exactly the ticket's inputs and expected \
+values. No other tests. Answer with one ```javascript block that starts with:
 {imports}"""
 
 
@@ -124,20 +124,44 @@ def _example_test(number: int, setup: str, example: doctest.Example) -> str:
     )
 
 
-def tidy_python_test(answer: str, names: Mapping[str, str]) -> str | None:
-    """The answer's test functions as a file that imports what it uses; None when there is no test with an assertion."""
-    for block in reversed(code_blocks(answer)):
-        try:
-            tree = ast.parse(block)
-        except SyntaxError:
-            continue
-        kept = [node for node in tree.body if not _repeats_the_code(node, names)]
-        if not any(_is_test(node) for node in kept):
-            continue
-        body = "\n\n".join(ast.unparse(node) for node in kept)
-        imports = python_imports(_identifiers(body), names)
-        return "\n".join([*imports, "", "", body, ""]).lstrip("\n")
+def tidy_python_test(answer: str, names: Mapping[str, str], said: str = "") -> str | None:
+    """The answer's test functions as a file that imports what it uses; None when there is no test with an assertion.
+
+    `said` is the ticket's text: when some tests use only values from it, those that invent values are dropped.
+    """
+    for block in reversed(code_blocks(answer) or [answer]):
+        tree = _parsed(block)
+        kept = [node for node in tree.body if not _repeats_the_code(node, names)] if tree else []
+        tests = [node for node in kept if _is_test(node)]
+        grounded = [node for node in tests if _is_grounded(node, said)]
+        kept = [node for node in kept if node not in tests or node in (grounded or tests)]
+        if tests:
+            body = "\n\n\n".join(ast.unparse(node) for node in kept)
+            imports = python_imports(_identifiers(body), names)
+            return "\n".join([*imports, "", "", body, ""]).lstrip("\n")
     return None
+
+
+def _parsed(block: str) -> ast.Module | None:
+    """The block's syntax tree; lines are taken off the end of one that was cut off until it parses."""
+    lines = block.rstrip().split("\n")
+    for end in range(len(lines), max(0, len(lines) - 30), -1):
+        try:
+            return ast.parse("\n".join(lines[:end]))
+        except (SyntaxError, ValueError):
+            continue
+    return None
+
+
+def _is_grounded(test: ast.stmt, said: str) -> bool:
+    """Whether every text and number that the test's assertions use stands in the ticket."""
+    asserts = [node for node in ast.walk(test) if isinstance(node, ast.Assert | ast.With)]
+    values = [n.value for a in asserts for n in ast.walk(a) if isinstance(n, ast.Constant)]
+    return all(
+        str(v) in said
+        for v in values
+        if isinstance(v, str | int | float) and not isinstance(v, bool) and v not in ("", 0, 1)
+    )
 
 
 def _repeats_the_code(node: ast.stmt, names: Mapping[str, str]) -> bool:
@@ -161,7 +185,7 @@ def _called(node: ast.AST) -> str:
 
 def tidy_node_test(answer: str) -> str | None:
     """The answer's block when it holds a node test with an assertion and parses, else None."""
-    for block in reversed(code_blocks(answer)):
+    for block in reversed(code_blocks(answer) or [answer]):
         if re.search(r"\b(test|it)\(", block) and "assert" in block and parses("x.mjs", block):
             return block.strip() + "\n"
     return None
@@ -193,20 +217,32 @@ def sources(brief: Brief) -> dict[str, str]:
 
 
 def instruction(brief: Brief, names: Mapping[str, str], path: str) -> str:
-    """The tester's instruction with the import lines of the functions the brief shows."""
+    """The tester's instruction with the import lines of what the ticket names."""
+    form = NODE_INSTRUCTION if brief.policy.test_runner == "node" else PYTHON_INSTRUCTION
+    return form.format(imports=import_lines(brief, names, path))
+
+
+def import_lines(brief: Brief, names: Mapping[str, str], path: str) -> str:
+    """Imports of the functions that the ticket names as code, else of the likeliest suspects, for a test file at `path`."""
     shown = {name: file for name, file in names.items() if file in {e.path for e in brief.excerpts}}
-    said = _identifiers(f"{brief.ticket.title} {brief.ticket.body}")
-    used = [name for name in shown if name in said] or list(shown)
+    named = _called_names(brief.ticket)
+    suspected = {name.split(".")[0] for name in brief.suspects[:2]}
+    used = [n for n in shown if n in named] or [n for n in shown if n in suspected] or list(shown)
     if brief.policy.test_runner != "node":
-        return PYTHON_INSTRUCTION.format(imports="\n".join(python_imports(used, shown)) or "import pytest")
-    up = "../" * (path.count("/"))
+        return "\n".join(python_imports(used, shown)) or "import pytest"
+    up = "../" * path.count("/") or "./"
     by_file: dict[str, list[str]] = {}
     for name in used:
         by_file.setdefault(shown[name], []).append(name)
-    imports = [f"import {{ {', '.join(found)} }} from '{up or './'}{file}';" for file, found in by_file.items()]
-    return NODE_INSTRUCTION.format(
-        imports="\n".join(["import test from 'node:test';", "import assert from 'node:assert/strict';", *imports])
-    )
+    imports = [f"import {{ {', '.join(found)} }} from '{up}{file}';" for file, found in by_file.items()]
+    return "\n".join(["import test from 'node:test';", "import assert from 'node:assert/strict';", *imports])
+
+
+def _called_names(ticket: Ticket) -> set[str]:
+    """Names that the ticket writes as code: before a bracket, in backticks, or after a dot or `import`."""
+    said = f"{ticket.title}\n{ticket.body}"
+    found = re.findall(r"([A-Za-z_]\w*)\(|`[\w.]*?([A-Za-z_]\w*)`|import ([A-Za-z_]\w*)", said)
+    return {name for group in found for name in group if name}
 
 
 def _red_key(brief: Brief, files: Mapping[str, str]) -> str:
@@ -251,8 +287,7 @@ async def sample_tests(job: Job, brief: Brief, plan: Plan, asker: Asker) -> Test
         who = asker.model_copy(update={"sample": sample})
         completion = await ask(who, _request(job, brief, plan, names, path, who), job.model)
         usage += completion.usage
-        node = brief.policy.test_runner == "node"
-        text = tidy_node_test(completion.text) if node else tidy_python_test(completion.text, names)
+        text = read_tests(brief, continued(opening(job, brief, names, path), completion.text), names)
         if text is None:
             continue
         change = await checked(brief, asker.candidate, {path: text})
@@ -316,10 +351,29 @@ def _as_markdown(change: TestChange) -> str:
     return "\n".join(["Fail on the base commit:", *red, "", *files])
 
 
+def read_tests(brief: Brief, answer: str, names: Mapping[str, str]) -> str | None:
+    """The test file in an answer, or None when it has none that can be used."""
+    if brief.policy.test_runner == "node":
+        return tidy_node_test(answer)
+    return tidy_python_test(answer, names, f"{brief.ticket.title}\n{brief.ticket.body}")
+
+
+def opening(job: Job, brief: Brief, names: Mapping[str, str], path: str) -> str:
+    """The first words of a small model's answer, given so that it keeps to the form; empty for a capable model."""
+    if job.tier != "small":
+        return ""
+    if brief.policy.test_runner == "node":
+        return f"```javascript\n{import_lines(brief, names, path)}\n\ntest('"
+    return f"```python\n{import_lines(brief, names, path)}\n\n\ndef test_"
+
+
 def _request(job: Job, brief: Brief, plan: Plan, names: Mapping[str, str], path: str, asker: Asker) -> ModelRequest:
+    start = opening(job, brief, names, path)
+    begun = (Message(role="assistant", content=start),) if start else ()
     return ModelRequest(
-        messages=chat(brief.prefix, SYSTEM, instruction(brief, names, path)),
-        max_tokens=TEST_TOKENS,
+        messages=(*chat(brief.prefix, SYSTEM, instruction(brief, names, path)), *begun),
+        max_tokens=TEST_TOKENS if job.tier == "small" else 4 * TEST_TOKENS,
+        stop=("\n```",) if start else (),
         temperature=TEMPERATURES[(asker.sample - 1) % len(TEMPERATURES)],
         seed=job.seed * 10_000 + 5_000 + asker.round * 1_000 + asker.candidate * 100 + asker.sample,
     )
