@@ -110,8 +110,12 @@ install_packages() {
     say "installing the packages of $lock (first time: a few minutes)"
     : >"$state/installing"
     rm -f "$state/run" "$state/dev"
+    # Debian's pip (23.0) refuses a hashed requirement that another package asks for with extras: the lock's own pip first
+    sed -n '/^pip==/,/[^\\]$/p' "$lock" >"$state/pip.txt"
+    "$venv_python" -m pip --disable-pip-version-check --no-input -q install --require-hashes -r "$state/pip.txt" \
+        >"$log" 2>&1 </dev/null || stop 3 "pip could not be updated (whole log: $log); check the network, then run this again"
     "$venv_python" -m pip --disable-pip-version-check --no-input --retries 10 install --progress-bar off --no-compile \
-        --require-hashes -r "$lock" >"$log" 2>&1 </dev/null &
+        --require-hashes -r "$lock" >>"$log" 2>&1 </dev/null &
     pip=$!
     trap 'kill $pip 2>/dev/null; exit 130' INT TERM HUP
     show_progress $pip
