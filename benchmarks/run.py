@@ -215,7 +215,8 @@ def main() -> None:
     engine.start()
     try:
         engine.wait()
-        tickets = load_tickets(tuple(arguments.only))
+        # round by round over the repositories, so that a stopped measurement has met all of them
+        tickets = sorted(load_tickets(tuple(arguments.only)), key=lambda t: t.key.split("-")[::-1])
         asyncio.run(measure_all(tickets, folder, arguments.part, settings, mini_every=arguments.mini_every))
     finally:
         engine.stop()

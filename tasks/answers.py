@@ -19,8 +19,9 @@ _OBJECTS = 1_000
 
 
 def continued(opening: str, text: str) -> str:
-    """A whole answer whose first words were given: some servers repeat them, some go on after them."""
-    return text if text.startswith(opening) else opening + text
+    """A whole answer whose first words were given: servers go on after them, repeat them, or begin a block anew."""
+    anew = "```" in opening and re.search(r"^```\w", text, flags=re.MULTILINE) is not None
+    return text if anew or text.startswith(opening) else opening + text
 
 
 def code_blocks(answer: str) -> list[str]:

@@ -11,7 +11,7 @@ from tasks import paper
 from tasks.answers import ask_for
 from tasks.asking import Asker, chat
 from tasks.context import SYSTEM, fenced
-from tasks.measuring import DIFF_CHARS, SMALL_DIFF_CHARS, facts
+from tasks.measuring import DIFF_CHARS, SMALL_DIFF_CHARS, facts, objections
 from tasks.models import Brief, Candidate, Evidence, Finding, Job, ModelRequest, Plan, Review, Severity
 
 PROMPT_VERSION = "reviewer-1"
@@ -54,7 +54,11 @@ class SmallReview(BaseModel):
 
 @task(name="reviewer", task_run_name="reviewer {round}")
 async def review(job: Job, brief: Brief, plan: Plan, candidate: Candidate, evidence: Evidence, round: int) -> Review:
-    """One review of the candidate. An unusable answer is a review without findings."""
+    """One review of the candidate. An unusable answer is a review without findings; what evidence refuses already is
+    shown to a capable model only, whose words can help the next round.
+    """
+    if job.tier == "small" and objections(evidence, candidate):
+        return Review()
     asker = Asker(ticket=job.ticket.key, attempt_id=job.attempt_id, thought=job.thought, role="reviewer",
                   prompt_version=PROMPT_VERSION, candidate=candidate.number, round=round)  # fmt: skip
     request = ModelRequest(

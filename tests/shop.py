@@ -70,7 +70,7 @@ _WORDS = {
     "reviewer": "You are the reviewer",
     "auditor": "security auditor",
     "architect": "Plan the fix|You are the architect",
-    "tester": "Write a [a-z ]*test",
+    "tester": "Write [a-z ]*test",
     "coder": "",
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -87,7 +88,9 @@ def _prefect(prefect_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
     ):
         yield
         EventsWorker.drain_all()
-        gc.collect()
+        with warnings.catch_warnings():  # Prefect leaves a connection to its server open
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
 
 
 @pytest.fixture
