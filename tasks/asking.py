@@ -7,6 +7,7 @@ replays finished answers and a new round, attempt, sample or prompt asks anew.
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ from prefect import task
 
 from infra.errors import CapacityUnavailable, RateLimited, Unreachable
 from infra.llm import ModelClient
+from infra.redaction import redact
 from infra.slots import slot
 from tasks import progress, services
 from tasks.models import Completion, Frozen, Message, ModelRequest
@@ -103,9 +105,19 @@ async def ask(asker: Asker, request: ModelRequest, model: str) -> Completion:
         asker.candidate,
         asker.round,
     )
+    keep_transcript(asker, request, completion)
     progress.report(asker.ticket, phase="", role=asker.label, tokens=completion.usage.completion_tokens, done=True,
                     message=f"answered in {time.monotonic() - started:.0f} s")  # fmt: skip
     return completion
+
+
+def keep_transcript(asker: Asker, request: ModelRequest, completion: Completion) -> None:
+    """Question and answer, secrets masked, as `<ticket>/transcripts/<key>.json` beside the ticket's other papers."""
+    said = {"asker": asker.model_dump(mode="json"), "request": request.model_dump(mode="json"),
+            "answer": completion.model_dump(mode="json")}  # fmt: skip
+    name = f"{asker.ticket}/transcripts/{asker.role}-{asker.candidate}-{asker.round}-{asker.sample}"
+    name += f"-{ask_key(asker, request, completion.model)[4:16]}.json"
+    services.objects().put(name, redact(json.dumps(said, indent=1)).encode())
 
 
 class RecordedModel:
