@@ -20,7 +20,7 @@ _OBJECTS = 1_000
 
 def continued(opening: str, text: str) -> str:
     """A whole answer whose first words were given: servers go on after them, repeat them, or begin a block anew."""
-    anew = "```" in opening and re.search(r"^```\w", text, flags=re.MULTILINE) is not None
+    anew = opening.rstrip().count("```") % 2 == 1 and re.search(r"^```\w", text, flags=re.MULTILINE) is not None
     return text if anew or text.startswith(opening) else opening + text
 
 

@@ -77,8 +77,11 @@ def angle(sample: int) -> tuple[str, str]:
 def light_instruction(brief: Brief, sample: int = 1, tests: tuple[TestChange, ...] = ()) -> str:
     """The coder's instruction, after the prefix that all samples and roles share."""
     named = ", ".join(f"`{name}`" for name in brief.suspects[:SUSPECTS]) or "the functions above"
-    spoken = language(brief.excerpts[0].path) if brief.excerpts else "python"
-    return _failing(brief, tests) + angle(sample)[0].format(suspects=named, language=spoken)
+    return _failing(brief, tests) + angle(sample)[0].format(suspects=named, language=_language(brief))
+
+
+def _language(brief: Brief) -> str:
+    return language(brief.excerpts[0].path) if brief.excerpts else "python"
 
 
 def _failing(brief: Brief, tests: tuple[TestChange, ...]) -> str:
@@ -410,14 +413,20 @@ def _suite(brief: Brief, runner: str) -> list[str]:
 async def _one_sample(
     job: Job, brief: Brief, unit: WorkUnit, who: Asker, files: dict[str, str], tests: tuple[TestChange, ...]
 ) -> Change:
-    """One answer of the model, spliced in. Nothing is run."""
-    completion = await ask(who, _sample_request(job, brief, who, tests), job.model)
-    text = continued(angle(who.sample)[1], completion.text)
+    """One answer of the model, spliced in. Nothing is run. An answer that ends before its code is asked to go on."""
+    request = _sample_request(job, brief, who, tests)
+    completion = await ask(who, request, job.model)
+    text, usage = continued(angle(who.sample)[1], completion.text), completion.usage
+    if not code_blocks(text):
+        text = f"{text.rstrip()}\n\n```{_language(brief)}\n"
+        begun = (*request.messages[:-1], Message(role="assistant", content=text))
+        completion = await ask(who, request.model_copy(update={"messages": begun}), job.model)
+        text, usage = continued(text, completion.text), usage + completion.usage
     ending, changed = apply_answer(text, files)
     if completion.finish_reason == "length" and ending != "done":
         ending = "truncated"
     return Change(unit=unit.id, candidate=who.candidate, round=who.round, ending=ending, files=dict(changed),
-                  explanation=explanation(text), usage=completion.usage)  # fmt: skip
+                  explanation=explanation(text), usage=usage)  # fmt: skip
 
 
 def _tell(brief: Brief, who: Asker, message: str) -> None:
