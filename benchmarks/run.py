@@ -60,7 +60,7 @@ async def code_only(key: str, repository: str) -> tuple[str, str, int]:
     from tasks.intake import close, take_in, write_brief
     from tasks.judging import decide
     from tasks.measuring import measure, rank
-    from tasks.models import Audit, Outcome, Plan, TestChange, WorkUnit
+    from tasks.models import Audit, Feedback, Outcome, Plan, TestChange, WorkUnit
     from tasks.testing import credible_tests
 
     @flow(name="benchmark-ticket", flow_run_name=key)
@@ -71,7 +71,7 @@ async def code_only(key: str, repository: str) -> tuple[str, str, int]:
         tests: tuple[TestChange, ...] = (brief.ticket_tests,) if brief.ticket_tests else ()
         measured = []
         for number in range(1, job.max_rounds + 1):
-            changes, tests, _ = await work(job, brief, plan, number, tests, (), (Audit(auditor=1),))
+            changes, tests, _ = await work(job, brief, plan, number, tests, Feedback(), (Audit(auditor=1),))
             candidate = await collect(job, 1, number, changes[0], tests)
             measured.append((candidate, await measure(job, brief, candidate, number)))
             candidate, evidence = max(measured, key=lambda pair: rank(*pair))

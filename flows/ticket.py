@@ -21,6 +21,7 @@ from tasks.models import (
     Change,
     Evidence,
     FactoryError,
+    Feedback,
     Job,
     Outcome,
     Plan,
@@ -83,11 +84,11 @@ async def deliver(job: Job, started: float) -> Outcome:
 async def decide_in_rounds(job: Job, brief: Brief, plan: Plan) -> Result:
     """Work, measure, review and judge; REVISE starts the next round with what must be fixed. The best candidate is kept."""
     tests: tuple[TestChange, ...] = (brief.ticket_tests,) if brief.ticket_tests else ()
-    must_fix: tuple[str, ...] = ()
+    feedback = Feedback()
     measured: list[tuple[Candidate, Evidence]] = []
     audits: tuple[Audit, ...] = ()
     for number in range(1, job.max_rounds + 1):
-        changes, tests, audits = await work(job, brief, plan, number, tests, must_fix, audits)
+        changes, tests, audits = await work(job, brief, plan, number, tests, feedback, audits)
         for candidate in [await collect(job, n, number, made, tests) for n, made in enumerate(changes, 1)]:
             measured.append((candidate, await measure(job, brief, candidate, number)))
         candidate, evidence = max(measured, key=lambda pair: rank(*pair))
@@ -99,7 +100,7 @@ async def decide_in_rounds(job: Job, brief: Brief, plan: Plan) -> Result:
         verdict = await judge(job, brief, plan, candidate, evidence, opinion, number)
         if verdict.decision != "REVISE":
             break
-        must_fix = verdict.must_fix
+        feedback = Feedback(must_fix=verdict.must_fix, changes=candidate.changes)
     return Result(candidate=candidate, evidence=evidence, review=opinion, audits=audits, verdict=verdict, rounds=number)
 
 
@@ -109,14 +110,14 @@ async def work(
     plan: Plan,
     number: int,
     tests: tuple[TestChange, ...],
-    must_fix: tuple[str, ...],
+    feedback: Feedback,
     audits: tuple[Audit, ...],
 ) -> tuple[list[tuple[Change, ...]], tuple[TestChange, ...], tuple[Audit, ...]]:
     """One round: coders, testers and auditors at the same time. Tests and threats found once are kept for later rounds."""
     coders, testers, auditors = crew(plan.effort, job.tier)
     have_red = any(t.red for t in tests if t.tester > 0)
     changes, written, found = await asyncio.gather(
-        asyncio.gather(*(code(job, brief, plan, n, number, tests, must_fix) for n in range(1, coders + 1))),
+        asyncio.gather(*(code(job, brief, plan, n, number, tests, feedback) for n in range(1, coders + 1))),
         asyncio.gather(*(write_tests(job, brief, plan, n, number) for n in range(1, testers + 1) if not have_red)),
         asyncio.gather(*(audit(job, brief, plan, n) for n in range(1, auditors + 1) if not audits)),
     )
@@ -130,14 +131,14 @@ async def code(
     candidate: int,
     number: int,
     tests: tuple[TestChange, ...],
-    must_fix: tuple[str, ...],
+    feedback: Feedback,
 ) -> tuple[Change, ...]:
     """One candidate: every unit of the plan, those that do not wait for each other at the same time."""
     done: tuple[Change, ...] = ()
     for wave in in_waves(plan.units):
         done += tuple(
             await asyncio.gather(
-                *(write_code(job, brief, plan, unit, candidate, number, tests, must_fix, done) for unit in wave)
+                *(write_code(job, brief, plan, unit, candidate, number, tests, feedback, done) for unit in wave)
             )
         )
     return done

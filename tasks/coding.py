@@ -31,6 +31,7 @@ from tasks.models import (
     Brief,
     Change,
     Ending,
+    Feedback,
     Frozen,
     Job,
     Message,
@@ -161,7 +162,7 @@ def editable_files(brief: Brief) -> dict[str, str]:
 
 def coder_key(arguments: dict[str, Any]) -> str:
     """Cache key of one coder's work: everything it is told, and nothing of the run."""
-    names = ("plan", "unit", "candidate", "round", "tests", "must_fix", "given")
+    names = ("plan", "unit", "candidate", "round", "tests", "feedback", "given")
     said = [arguments["job"].thought, arguments["job"].model, arguments["brief"].prefix, PROMPT_VERSION]
     said += [pydantic_core.to_json(arguments[name]).decode() for name in names]
     return f"coder-{hashlib.sha256(json.dumps(said).encode()).hexdigest()}"
@@ -181,15 +182,15 @@ async def write_code(
     candidate: int,
     round: int,
     tests: tuple[TestChange, ...],
-    must_fix: tuple[str, ...],
+    feedback: Feedback,
     given: tuple[Change, ...],
 ) -> Change:
-    """One coder's change for one unit. `given` are finished changes of units it depends on; `must_fix` the judge's words."""
+    """One coder's change for one unit. `given` are finished changes of the units it depends on."""
     asker = Asker(ticket=job.ticket.key, attempt_id=job.attempt_id, thought=job.thought, role="coder",
                   prompt_version=PROMPT_VERSION, candidate=candidate, round=round)  # fmt: skip
     if job.tier == "small":
         return await light_edit(job, brief, unit, asker, tests)
-    return await tool_edit(job, brief, plan, unit, asker, tests, must_fix, given)
+    return await tool_edit(job, brief, plan, unit, asker, tests, feedback, given)
 
 
 def in_waves(units: tuple[WorkUnit, ...]) -> list[tuple[WorkUnit, ...]]:
@@ -230,19 +231,25 @@ async def tool_edit(
     unit: WorkUnit,
     asker: Asker,
     tests: tuple[TestChange, ...],
-    must_fix: tuple[str, ...],
+    feedback: Feedback,
     given: tuple[Change, ...],
 ) -> Change:
-    """Let a capable model work with tools in a worktree of its own that holds the red tests and the units it builds on."""
+    """Let a capable model work with tools in a worktree of its own, on the red tests, the units it builds on and, in a
+    later round, the best changes so far.
+    """
     mirror, base = services.mirror(brief.repository), brief.repository.base_sha
-    laid = {path: text for change in given for path, text in change.files.items()}
+    laid = {path: text for change in (*feedback.changes, *given) for path, text in change.files.items()}
     laid |= {path: text for t in tests for path, text in t.files.items()}
     name = f"coder-{asker.candidate}-{asker.round}-{unit.id}"
     with mirror.worktree(services.worktrees(), brief.ticket.key, name, base) as worktree:
         _lay(worktree, laid)
         toolbox = Toolbox(worktree, services.sandbox(), brief.policy, EDITING, answer=CoderAnswer)
         model = RecordedModel(asker, await services.model())
-        fixes = "\n".join(["The judge wants this fixed:", *(f"- {m}" for m in must_fix)]) if must_fix else ""
+        fixes = (
+            "\n".join(["The judge wants this fixed:", *(f"- {m}" for m in feedback.must_fix)])
+            if feedback.must_fix
+            else ""
+        )
         instruction = TOOL_INSTRUCTION.format(
             plan=plan.model_dump_json(exclude={"usage", "units"}), unit=unit.model_dump_json(), must_fix=fixes
         )

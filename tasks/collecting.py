@@ -85,4 +85,4 @@ async def collect(
                 worktree.write(path, text)
         head = await worktree.commit(services.sandbox(), f"{job.ticket.title}\n\nTicket: {job.ticket.key}")
     await asyncio.to_thread(mirror.point, f"refs/darkfactory/{worktree.path.parent.name}/{name}", head)
-    return Candidate(number=number, head_sha=head, changes=changes, tests=red, conflicts=conflicts)
+    return Candidate(number=number, round=round, head_sha=head, changes=changes, tests=red, conflicts=conflicts)

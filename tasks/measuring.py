@@ -63,13 +63,14 @@ def objections(evidence: Evidence, candidate: Candidate) -> tuple[str, ...]:
     return tuple(said)
 
 
-def rank(candidate: Candidate, evidence: Evidence) -> tuple[int, int, int, int, int]:
-    """Orders candidates, best highest: no objection, breaks least, fixes most, leaves least red, smallest diff."""
+def rank(candidate: Candidate, evidence: Evidence) -> tuple[int, int, int, int, int, int]:
+    """Orders candidates, best highest: no objection, breaks least, fixes most, leaves least red, latest round, smallest diff."""
     return (
         -len(objections(evidence, candidate)),
         -len(evidence.broken),
         len(evidence.fixed),
         -len(evidence.still_red),
+        candidate.round,
         -(evidence.lines_added + evidence.lines_removed),
     )
 

@@ -14,7 +14,7 @@ from infra.llm import Completion, Frozen, Message, ModelRequest, Tier, Usage
 from infra.pull_requests import PullRequest
 
 __all__ = [
-    "Audit", "Brief", "Candidate", "Change", "CodeExcerpt", "Comment", "Completion", "Decision", "Ending", "Evidence", "FactoryError", "Finding", "Frozen",
+    "Audit", "Brief", "Candidate", "Change", "CodeExcerpt", "Comment", "Completion", "Decision", "Ending", "Evidence", "FactoryError", "Feedback", "Finding", "Frozen",
     "Job", "Message", "ModelRequest", "Outcome", "Plan", "Policy", "PullRequest", "Repository", "Result", "Review", "TestChange",
     "TestOutcome", "TestReport", "Threat", "Ticket", "Tier", "Usage", "Verdict", "WorkUnit",
 ]  # fmt: skip
@@ -232,6 +232,7 @@ class Candidate(Frozen):
     """One commit made of the chosen changes and the new tests. `conflicts` name files where two units disagreed."""
 
     number: int
+    round: int = 1
     head_sha: str
     changes: tuple[Change, ...]
     tests: tuple[TestChange, ...] = ()
@@ -255,6 +256,13 @@ class Verdict(Frozen):
     advice: str = ""
     decided_by: Literal["evidence", "model"] = "evidence"
     usage: Usage = Usage()
+
+
+class Feedback(Frozen):
+    """What a round takes from the one before: what the judge wants fixed and the best changes so far to fix it in."""
+
+    must_fix: tuple[str, ...] = ()
+    changes: tuple[Change, ...] = ()
 
 
 class Result(Frozen):

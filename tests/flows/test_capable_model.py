@@ -31,6 +31,10 @@ def tool(name: str, **arguments: object) -> Answer:
     return Answer(tool_calls=(ToolCall(id=f"call-{name}", name=name, arguments=json.dumps(arguments)),))
 
 
+MENDED = (
+    tool("edit_file", path="shop/prices.py", old="in percent.", new="in percent; 0 takes nothing off."),
+    tool("finish", explanation="The description says it."),
+)
 CODER = (
     tool("read_file", path="shop/prices.py"),
     tool(
@@ -46,17 +50,19 @@ async def test_it_codes_with_tools_and_its_judge_can_ask_for_another_round(
 ) -> None:
     monkeypatch.setenv("DARKFACTORY_MODEL_TIER", "capable")
     factory.forget()
-    factory.model.rules = script(architect=PLAN, coder=(*CODER, *CODER), judge=(REVISE, ACCEPT))
+    factory.model.rules = script(architect=PLAN, coder=(*CODER, *MENDED), judge=(REVISE, ACCEPT))
     write_ticket(factory.board, "shop-1")
 
     outcome = await factory.run("shop-1")
 
     assert (outcome.decision, outcome.rounds) == ("ACCEPT", 2), outcome.reasons
-    assert factory.calls().count("coder") == 8
+    assert factory.calls().count("coder") == 6
     assert factory.calls().count("judge") == 2
     second = [
         r for r in factory.model.requests if "Say what a discount of 0 does." in r.prompt and "Your unit" in r.prompt
     ]
     assert second, "the judge's words reach the coder of the next round"
-    assert "(100 - discount) / 100" in git(factory.remote(), "show", "agent/shop-1:shop/prices.py")
+    published = git(factory.remote(), "show", "agent/shop-1:shop/prices.py")
+    assert "(100 - discount) / 100" in published, "the next round goes on from the best change"
+    assert "0 takes nothing off" in published
     assert factory.leftovers() == []
