@@ -174,6 +174,7 @@ def _edits(path: str, raw: bytes, function: Function) -> Iterator[Edit]:
         yield from _call_edits(inner, names)
         yield from _statement_edits(inner, raw)
         yield from _missing_value_edits(inner, path)
+        yield from _format_edits(inner)
         yield from _receiver_edits(inner, path)
     yield from _guard_edits(node, path, raw, names)
     yield from _donor_edits(node, root, path, raw)
@@ -184,7 +185,9 @@ def _descendants(node: Node) -> Iterator[Node]:
     while waiting:
         child = waiting.pop()
         yield child
-        if child.type not in ("comment", "string"):
+        if child.type == "string":  # only what is computed in an f-string is code
+            waiting += [part for part in child.children[::-1] if part.type == "interpolation"]
+        elif child.type != "comment":
             waiting += child.children[::-1]
 
 
@@ -354,6 +357,23 @@ def _expression_edits(node: Node, path: str) -> Iterator[Edit]:
     ):
         bracketed = node.type == "parenthesized_expression"
         yield _replace(node, f"not {text}" if python else f"(!{text})" if bracketed else f"!({text})", 3)
+
+
+_FORMATS = (":02d", ":.2f", ":,", "!r", ":03d", ":.1f", ":.0f")
+
+
+def _format_edits(node: Node) -> Iterator[Edit]:
+    """A value of an f-string written in another common form: `{minutes}` -> `{minutes:02d}`."""
+    if node.type != "interpolation":
+        return
+    written = next((part for part in node.children if part.type == "format_specifier"), None)
+    for form in _FORMATS:
+        if written is None:
+            yield _replace(node, f"{_text(node)[:-1]}{form}}}", 4)
+        elif form.startswith(":"):
+            yield _replace(written, form, 4)
+    if written is not None:
+        yield _replace(written, "", 4)
 
 
 def _missing_value_edits(node: Node, path: str) -> Iterator[Edit]:

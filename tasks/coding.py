@@ -58,12 +58,12 @@ BLAME = (
     "The bug is in",
 )
 CONTRAST = (
-    "Fix the ticket. The mistake is probably in one of {suspects}. Write one sentence that says what the function does "
-    "now and one that says what it should do. Then write that whole function again, corrected, in one ```{language} "
-    "block. No other text.",
-    "The function `",
+    "Fix the ticket. The mistake is probably in one of {suspects}. Write one sentence that says what that function does "
+    "wrong and one that says what it should do instead. Then write that one function again, corrected, in one "
+    "```{language} block. No other text.",
+    "The function must not",
 )
-ANGLES = (BLAME, CONTRAST, BLAME, CONTRAST, CONTRAST)
+ANGLES = (BLAME, BLAME, CONTRAST, BLAME, CONTRAST)
 """What each sample is asked and how its answer begins. The first words are given, or a small model criticises
 everything in sight; two ways of asking solve more tickets than one (measured, benchmarks/README.md)."""
 SUSPECTS = 4

@@ -182,3 +182,16 @@ def test_a_huge_function_is_bounded_in_time() -> None:
     started = time.monotonic()
     assert len(edits("m.py", source, limit=50)) == 50
     assert time.monotonic() - started < 15
+
+
+def test_a_format_of_an_f_string_is_turned_back() -> None:
+    source = 'def clock(minutes):\n    return f"{minutes // 60}:{minutes % 60}"\n'
+    fixed = source.replace("{minutes % 60}", "{minutes % 60:02d}")
+    assert fixed in {m.text for m in mutants("clock.py", source, functions("clock.py", source), 10_000)}
+
+
+def test_code_inside_an_f_string_is_edited_and_its_text_is_not() -> None:
+    source = 'def share(part, whole):\n    return f"1 + 1 is {part / whole}"\n'
+    texts = [m.text for m in mutants("share.py", source, functions("share.py", source), 10_000)]
+    assert any("{part * whole}" in text for text in texts)
+    assert all("1 + 1 is" in text for text in texts)
