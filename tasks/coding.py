@@ -64,8 +64,8 @@ CONTRAST = (
     "The function must not",
 )
 ANGLES = (BLAME, BLAME, CONTRAST, BLAME, CONTRAST)
-"""What each sample is asked and how its answer begins. The first words are given, or a small model criticises
-everything in sight; two ways of asking solve more tickets than one (measured, benchmarks/README.md)."""
+"""What each sample is asked and how its answer begins: left to itself a small model criticises everything in sight.
+Two ways of asking make samples that differ."""
 SUSPECTS = 4
 TEST_CHARS = 1_200
 
