@@ -20,7 +20,7 @@ from infra.llm import ModelClient
 from infra.redaction import redact
 from infra.slots import slot
 from tasks import progress, services
-from tasks.models import Completion, Frozen, Message, ModelRequest
+from tasks.models import Completion, Frozen, Job, Message, ModelRequest
 
 MODEL_SLOTS = "model-slots"
 """Folder in `<home>/run` of the node's model slots. Not a Prefect limit: its server keeps leases in memory, so the slot of
@@ -45,6 +45,12 @@ class Asker(Frozen):
     @property
     def label(self) -> str:
         return f"{self.role} {self.candidate}.{self.round}.{self.sample}"
+
+
+def asker_for(job: Job, role: str, prompt_version: str, *, candidate: int = 1, round: int = 1) -> Asker:
+    """A role of this job, about to ask its first sample."""
+    return Asker(ticket=job.ticket.key, attempt_id=job.attempt_id, thought=job.thought, role=role,
+                 prompt_version=prompt_version, candidate=candidate, round=round)  # fmt: skip
 
 
 def ask_key(asker: Asker, request: ModelRequest, model: str) -> str:
@@ -140,6 +146,3 @@ class RecordedModel:
 def chat(prefix: str, system: str, instruction: str) -> tuple[Message, ...]:
     """The shared prefix and, last, what this role is to do."""
     return (Message(role="system", content=system), Message(role="user", content=f"{prefix}\n\n---\n{instruction}"))
-
-
-__all__ = ["MODEL_SLOTS", "Asker", "RecordedModel", "ask", "ask_key", "chat", "worth_waiting_for"]

@@ -19,13 +19,13 @@ from prefect import task
 from infra.git import Worktree
 from infra.mutants import Mutant, mutants
 from infra.mutation_runs import executed_lines, green_mutants
-from infra.syntax import functions, is_source, parses, splice
+from infra.syntax import functions, parses, splice
 from infra.test_runners import is_test_path
 from tasks import progress, services
 from tasks.agent import EDITING, AgentEvent, AgentLimits, Toolbox, run_agent
 from tasks.answers import code_blocks, continued
-from tasks.asking import Asker, RecordedModel, ask, chat
-from tasks.context import SYSTEM, fenced, language, rank_functions
+from tasks.asking import Asker, RecordedModel, ask, asker_for, chat
+from tasks.context import SYSTEM, fenced, language, rank_functions, source_files
 from tasks.evidence import run_tests
 from tasks.models import (
     Brief,
@@ -186,8 +186,7 @@ async def write_code(
     given: tuple[Change, ...],
 ) -> Change:
     """One coder's change for one unit. `given` are finished changes of the units it depends on."""
-    asker = Asker(ticket=job.ticket.key, attempt_id=job.attempt_id, thought=job.thought, role="coder",
-                  prompt_version=PROMPT_VERSION, candidate=candidate, round=round)  # fmt: skip
+    asker = asker_for(job, "coder", PROMPT_VERSION, candidate=candidate, round=round)
     if job.tier == "small":
         return await light_edit(job, brief, unit, asker, tests)
     return await tool_edit(job, brief, plan, unit, asker, tests, feedback, given)
@@ -398,7 +397,7 @@ async def search_edits(brief: Brief, tests: tuple[TestChange, ...]) -> list[Muta
 def _candidate_edits(brief: Brief, run: dict[str, frozenset[int]] | None) -> list[Mutant]:
     """Edits of the functions the red tests run through (or, where that is unknown, of the suspects), interleaved by file."""
     mirror, sha = services.mirror(brief.repository), brief.repository.base_sha
-    paths = [p for p in mirror.paths(sha) if is_source(p) and not is_test_path(p) and (run is None or p in run)]
+    paths = [p for p in source_files(mirror.paths(sha)) if run is None or p in run]
     files = {p: text for p in paths if (text := _utf8(mirror.read(sha, p)))}
     ranked = rank_functions(brief.ticket, files, brief.baseline.output)
     known = {r.function.qualified_name for r in ranked} if run is not None else set(brief.suspects)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, field_validator
 
 from tasks import paper, services
 from tasks.answers import ask_for
-from tasks.asking import Asker, chat
+from tasks.asking import asker_for, chat
 from tasks.context import SYSTEM, fenced
 from tasks.measuring import DIFF_CHARS, SMALL_DIFF_CHARS, facts, objections
 from tasks.models import Brief, Candidate, Evidence, Job, ModelRequest, Plan, Review, Usage, Verdict
@@ -78,8 +78,7 @@ async def judge(
 async def _opinion(
     job: Job, brief: Brief, evidence: Evidence, review: Review, number: int, round: int
 ) -> tuple[Opinion | None, Usage]:
-    asker = Asker(ticket=job.ticket.key, attempt_id=job.attempt_id, thought=job.thought, role="judge",
-                  prompt_version=PROMPT_VERSION, candidate=number, round=round)  # fmt: skip
+    asker = asker_for(job, "judge", PROMPT_VERSION, candidate=number, round=round)
     small = job.tier == "small"
     findings = "\n".join(f"- {f.severity}: {f.message} ({f.path}:{f.line})" for f in review.findings)
     instruction = INSTRUCTION.format(

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from tasks import paper
 from tasks.answers import ask_for, required
-from tasks.asking import Asker, chat
+from tasks.asking import Asker, asker_for, chat
 from tasks.context import SYSTEM
 from tasks.models import Brief, Job, ModelRequest, Plan, Tier, WorkUnit
 
@@ -73,8 +73,7 @@ def crew(effort: int, tier: Tier) -> tuple[int, int, int]:
 @task(name="architect", task_run_name="architect")
 async def make_plan(job: Job, brief: Brief) -> Plan:
     """One plan. A small model's unusable answer is replaced by the ticket itself; a capable one's ends the attempt."""
-    asker = Asker(ticket=job.ticket.key, attempt_id=job.attempt_id, thought=job.thought, role="architect",
-                  prompt_version=PROMPT_VERSION)  # fmt: skip
+    asker = asker_for(job, "architect", PROMPT_VERSION)
     plan = await (_small_plan(job, brief, asker) if job.tier == "small" else _full_plan(job, brief, asker))
     await paper.leave(job, "plan", _as_markdown(plan))
     return plan

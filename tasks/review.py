@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from tasks import paper
 from tasks.answers import ask_for
-from tasks.asking import Asker, chat
+from tasks.asking import asker_for, chat
 from tasks.context import SYSTEM, fenced
 from tasks.measuring import DIFF_CHARS, SMALL_DIFF_CHARS, facts, objections
 from tasks.models import Brief, Candidate, Evidence, Finding, Job, ModelRequest, Plan, Review, Severity
@@ -59,8 +59,7 @@ async def review(job: Job, brief: Brief, plan: Plan, candidate: Candidate, evide
     """
     if job.tier == "small" and objections(evidence, candidate):
         return Review()
-    asker = Asker(ticket=job.ticket.key, attempt_id=job.attempt_id, thought=job.thought, role="reviewer",
-                  prompt_version=PROMPT_VERSION, candidate=candidate.number, round=round)  # fmt: skip
+    asker = asker_for(job, "reviewer", PROMPT_VERSION, candidate=candidate.number, round=round)
     request = ModelRequest(
         messages=chat(brief.prefix, SYSTEM, _instruction(job, brief, plan, evidence)),
         max_tokens=120 if job.tier == "small" else 2_000,

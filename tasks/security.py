@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from tasks import paper
 from tasks.answers import ask_for
-from tasks.asking import Asker, chat
+from tasks.asking import asker_for, chat
 from tasks.context import SYSTEM
 from tasks.models import Audit, Brief, Job, ModelRequest, Plan, Threat
 
@@ -39,8 +39,7 @@ class Threats(BaseModel):
 @task(name="auditor", task_run_name="auditor {number}")
 async def audit(job: Job, brief: Brief, plan: Plan, number: int) -> Audit:
     """One auditor's threats. An unusable answer is an audit without threats, said so on the sheet."""
-    asker = Asker(ticket=job.ticket.key, attempt_id=job.attempt_id, thought=job.thought, role="auditor",
-                  prompt_version=PROMPT_VERSION, candidate=number)  # fmt: skip
+    asker = asker_for(job, "auditor", PROMPT_VERSION, candidate=number)
     if job.tier == "small":
         instruction, limit = SMALL_INSTRUCTION, 120
     else:

@@ -19,7 +19,7 @@ from infra.syntax import functions, parses
 from infra.test_runners import is_test_path
 from tasks import paper, progress, services
 from tasks.answers import code_blocks, continued
-from tasks.asking import Asker, ask, chat
+from tasks.asking import Asker, ask, asker_for, chat
 from tasks.context import SYSTEM, source_files
 from tasks.evidence import red_tests
 from tasks.models import Brief, Evidence, Job, Message, ModelRequest, Plan, TestChange, TestReport, Ticket, Usage
@@ -270,14 +270,13 @@ async def examples_as_tests(brief: Brief) -> TestChange | None:
 @task(name="tester", task_run_name="tester {number}.{round}")
 async def write_tests(job: Job, brief: Brief, plan: Plan, number: int, round: int) -> TestChange:
     """One tester's new tests, checked on the base commit. Never sees a change."""
-    asker = Asker(ticket=job.ticket.key, attempt_id=job.attempt_id, thought=job.thought, role="tester",
-                  prompt_version=PROMPT_VERSION, candidate=number, round=round)  # fmt: skip
-    change = await sample_tests(job, brief, plan, asker)
+    asker = asker_for(job, "tester", PROMPT_VERSION, candidate=number, round=round)
+    change = await sample_tests(job, brief, asker)
     await paper.leave(job, f"tests-{number}-{round}", _as_markdown(change))
     return change
 
 
-async def sample_tests(job: Job, brief: Brief, plan: Plan, asker: Asker) -> TestChange:
+async def sample_tests(job: Job, brief: Brief, asker: Asker) -> TestChange:
     """Sample until a test fails on base. `ending` is `done` with red tests, else `invalid` or `unchanged` (all green)."""
     names = public_names(sources(brief))
     path = new_test_path(brief, asker.candidate, services.mirror(brief.repository).paths(brief.repository.base_sha))
@@ -285,7 +284,7 @@ async def sample_tests(job: Job, brief: Brief, plan: Plan, asker: Asker) -> Test
     usage = Usage()
     for sample in range(1, SAMPLES + 1):
         who = asker.model_copy(update={"sample": sample})
-        completion = await ask(who, _request(job, brief, plan, names, path, who), job.model)
+        completion = await ask(who, _request(job, brief, names, path, who), job.model)
         usage += completion.usage
         text = read_tests(brief, continued(opening(job, brief, names, path), completion.text), names)
         if text is None:
@@ -367,7 +366,7 @@ def opening(job: Job, brief: Brief, names: Mapping[str, str], path: str) -> str:
     return f"```python\n{import_lines(brief, names, path)}\n\n\ndef test_"
 
 
-def _request(job: Job, brief: Brief, plan: Plan, names: Mapping[str, str], path: str, asker: Asker) -> ModelRequest:
+def _request(job: Job, brief: Brief, names: Mapping[str, str], path: str, asker: Asker) -> ModelRequest:
     start = opening(job, brief, names, path)
     begun = (Message(role="assistant", content=start),) if start else ()
     return ModelRequest(
