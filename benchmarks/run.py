@@ -200,6 +200,7 @@ async def _endpoint() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", default=[], help="a ticket key; may be repeated")
+    parser.add_argument("--first", type=int, metavar="N", help="only the first N tickets, evenly over the repositories")
     parser.add_argument("--part", choices=["full", "coding"], default="full")
     parser.add_argument(
         "--mini-every", type=int, default=1, metavar="N", help="mini-swe-agent on every Nth ticket; 0: never"
@@ -216,7 +217,7 @@ def main() -> None:
     try:
         engine.wait()
         # round by round over the repositories, so that a stopped measurement has met all of them
-        tickets = sorted(load_tickets(tuple(arguments.only)), key=lambda t: t.key.split("-")[::-1])
+        tickets = sorted(load_tickets(tuple(arguments.only)), key=lambda t: t.key.split("-")[::-1])[: arguments.first]
         asyncio.run(measure_all(tickets, folder, arguments.part, settings, mini_every=arguments.mini_every))
     finally:
         engine.stop()
