@@ -9,25 +9,30 @@ from datetime import datetime
 
 
 class FactoryError(Exception):
-    """Base of all. `exit_code` is what the command line ends with."""
+    """Base of all. `exit_code` is what the command line ends with; `category` is stable, for logs and programs (TR4)."""
 
     exit_code = 1
+    category = "work"
 
 
 class ConfigError(FactoryError):
     """The user has to change a setting, an argument or a file. Nothing was started."""
 
     exit_code = 2
+    category = "config"
 
 
 class InfraError(FactoryError):
     """The machine, the network or a provider failed, not the ticket: wait or repair, then run again."""
 
     exit_code = 3
+    category = "infra"
 
 
 class RateLimited(InfraError):
     """The provider asks to wait. `reset_at` is the time (aware, UTC) it named, or None when it named none."""
+
+    category = "rate-limited"
 
     def __init__(self, message: str, reset_at: datetime | None = None) -> None:
         super().__init__(message)
@@ -36,6 +41,8 @@ class RateLimited(InfraError):
 
 class AuthFailed(InfraError):
     """The credentials are missing, wrong or revoked: a person has to mend them."""
+
+    category = "secret"
 
 
 class QuotaExhausted(InfraError):
@@ -49,9 +56,25 @@ class CapacityUnavailable(InfraError):
 class Unreachable(InfraError):
     """No connection, a time-out, a 5xx, or a stream that was cut."""
 
+    category = "transport"
+
 
 class ProviderFault(InfraError):
     """The endpoint answers, but not in its own protocol (garbage, an empty body, a wrong content type)."""
+
+    category = "payload"
+
+
+class UnexpectedStatus(InfraError):
+    """A service answered with a status that none of the other errors stands for."""
+
+    category = "status"
+
+
+class BrokenPagination(ProviderFault):
+    """A later page of an answer failed or pointed back: the whole read is void, because a hole looks like "gone"."""
+
+    category = "pagination"
 
 
 class SandboxUnavailable(InfraError):
@@ -60,6 +83,22 @@ class SandboxUnavailable(InfraError):
 
 class DiskFull(InfraError):
     """No space is left where the factory writes."""
+
+
+class FencedOff(InfraError):
+    """This run no longer holds its ticket: its lease ended and another run took over. It must not write anything more."""
+
+    category = "fenced"
+
+
+class NeedsHuman(FactoryError):
+    """Only a person can answer `question`. The ticket is parked with it; a reply resumes the work. Burns nothing."""
+
+    category = "question"
+
+    def __init__(self, question: str) -> None:
+        super().__init__(question)
+        self.question = question
 
 
 class WorkFailed(FactoryError):

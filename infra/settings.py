@@ -6,12 +6,13 @@ Only the `open_*` factories of `infra` read this. Secrets come from the environm
 from __future__ import annotations
 
 import os
+import platform
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -22,15 +23,15 @@ from pydantic_settings import (
 
 from infra.errors import ConfigError
 from infra.llm import Tier
-
-
-class RepositorySettings(BaseModel):
-    """A repository the factory may work on. `remote` is where branches are pushed; None: a bare one is made in home."""
-
-    model_config = ConfigDict(extra="forbid")
-    path: Path
-    remote: str | None = None
-    base_branch: str | None = None
+from infra.sections import (
+    BoardSection,
+    DispatchSection,
+    FolderBoardSection,
+    NotifySection,
+    RepositorySection,
+    StrongModelSection,
+    WebhooksSection,
+)
 
 
 class Settings(BaseSettings):
@@ -65,8 +66,17 @@ class Settings(BaseSettings):
     command_memory_bytes: int = Field(default=4 << 30, gt=0)
 
     board: Path | None = None
-    """Folder of Markdown tickets; None: `<home>/board`."""
-    repositories: dict[str, RepositorySettings] = {}
+    """Folder of Markdown tickets, the board named `folder`; None: `<home>/board`."""
+    boards: dict[str, BoardSection] = {}
+    """Boards by name; empty: only the folder of `board`."""
+    repositories: dict[str, RepositorySection] = {}
+    dispatch: DispatchSection = DispatchSection()
+    notify: NotifySection = NotifySection()
+    webhooks: WebhooksSection = WebhooksSection()
+    strong: StrongModelSection | None = None
+    """Takes over at attempt 3 (I9); None: every attempt uses `model`."""
+    node: str | None = None
+    """This machine's name among the nodes; None: its host name."""
     max_rounds: int = Field(default=2, ge=1, le=10)
     max_samples: int = Field(default=5, ge=1, le=20)
     max_diff_lines: int = Field(default=500, ge=1)
@@ -90,6 +100,17 @@ class Settings(BaseSettings):
     def root(self) -> Path:
         """The home folder, absolute."""
         return self.home.expanduser().absolute()
+
+    @cached_property
+    def all_boards(self) -> dict[str, BoardSection]:
+        """`boards`, with the folder board `folder` when it is named by `board` or is the only one."""
+        if self.boards and (self.board is None or "folder" in self.boards):
+            return self.boards
+        return {"folder": FolderBoardSection(path=self.board or self.root / "board"), **self.boards}
+
+    @cached_property
+    def node_name(self) -> str:
+        return self.node or platform.node() or "node"
 
     @property
     def tier(self) -> Tier:

@@ -15,7 +15,7 @@ from prefect import task
 from infra.errors import ConfigError, DiskFull, FactoryError, InfraError, TestsFailed, WorkFailed
 from infra.git import Mirror, directory_name, ensure_bare, is_dirty
 from infra.ledger import AttemptOutcome
-from infra.settings import RepositorySettings
+from infra.sections import RepositorySection
 from infra.slots import sole
 from infra.test_runners import detect_policy
 from tasks import memory, paper, progress, services
@@ -54,7 +54,7 @@ def own_state(key: str) -> str:
     return services.ledger().recorded_state(key) or "todo"
 
 
-def find_repository(ticket: Ticket, named: str | None) -> tuple[str, RepositorySettings]:
+def find_repository(ticket: Ticket, named: str | None) -> tuple[str, RepositorySection]:
     """The repository of a run: named on the command line (a configured name or a path), or by the ticket."""
     known = services.settings().repositories
     wanted = named or ticket.repository
@@ -72,7 +72,7 @@ def find_repository(ticket: Ticket, named: str | None) -> tuple[str, RepositoryS
         raise ConfigError(
             f"repository {wanted!r} is neither a path nor configured (configured: {names}); correct --repo or factory.yaml"
         )
-    return repository_name(path), RepositorySettings(path=path.absolute())
+    return repository_name(path), RepositorySection(path=path.absolute())
 
 
 def repository_name(path: Path) -> str:
@@ -82,7 +82,7 @@ def repository_name(path: Path) -> str:
     return f"{directory_name(absolute.name.removesuffix('.git') or 'repository')}-{digest}"
 
 
-def pin(name: str, configured: RepositorySettings) -> Repository:
+def pin(name: str, configured: RepositorySection) -> Repository:
     """Refresh the factory's mirror, pin the base commit, and make sure there is a remote to push to."""
     home = services.settings().root
     mirror = Mirror.open(home / "repos", name, str(configured.path.expanduser()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -21,10 +22,13 @@ class Comment(Frozen):
 class Ticket(Frozen):
     """One piece of work, whatever board it came from.
 
-    `labels` are trimmed, lowercased, deduplicated; `priority` is 1 (urgent) to 4 (low) or None;
-    `blocked_by` holds ticket keys; unusable optional fields are None, required ones are never defaulted.
+    `key` is unique among all boards of a factory. `labels` are trimmed, lowercased, deduplicated; `priority` is 1 (urgent)
+    to 4 (low) or None; `blocked_by` holds the keys of tickets that block it and are not closed; `closed` says that the
+    board counts the state as finished. Unusable optional fields are None, required ones are never defaulted (TR3).
     """
 
+    board: str = "folder"
+    """The board's name in factory.yaml."""
     key: str
     title: str
     body: str
@@ -32,10 +36,13 @@ class Ticket(Frozen):
     labels: tuple[str, ...] = ()
     priority: int | None = None
     author: str | None = None
+    assignee: str | None = None
     repository: str | None = None
     blocked_by: tuple[str, ...] = ()
     comments: tuple[Comment, ...] = ()
+    closed: bool = False
     created_at: datetime | None = None
+    updated_at: datetime | None = None
     url: str = ""
 
     @property
@@ -46,20 +53,46 @@ class Ticket(Frozen):
 
 
 class Board(Protocol):
-    """Reads and writes of one board. Every write may be repeated and then changes nothing."""
+    """Reads and writes of one board. All methods block. Every write may be repeated and then changes nothing.
+
+    Raises ConfigError, AuthFailed (secret), RateLimited (with `reset_at`), Unreachable (transport, 5xx), UnexpectedStatus,
+    ProviderFault (payload) and BrokenPagination; nothing is retried inside and nothing sleeps.
+    """
+
+    @property
+    def name(self) -> str:
+        """The board's name in factory.yaml; part of every key in the ledger."""
+        ...
 
     def tickets_in_states(self, states: list[str]) -> list[Ticket]:
-        """All tickets in any of the states; an empty list makes no request. A malformed record is dropped with a log."""
+        """All open tickets in any of the states (compared without case) that carry the board's `required_labels`.
+
+        Each once, comments not read (they cost a call each). An empty list makes no request (TR1); a malformed record is
+        dropped with a log line (TR2); a failed page fails the call.
+        """
         ...
 
     def tickets_by_keys(self, keys: list[str]) -> list[Ticket]:
-        """The named tickets; a missing key is absent from the answer; a malformed record raises ConfigError."""
+        """The named tickets, closed ones too, with their comments; a missing key is absent from the answer.
+
+        An empty list makes no request (TR1); a malformed record raises ProviderFault, because absence means gone (TR2).
+        """
         ...
 
     def move(self, key: str, state: str) -> None:
-        """Set the ticket's state."""
+        """Set the ticket's state. Raises ConfigError that lists the board's states when it knows no such state."""
         ...
 
     def comment(self, key: str, body: str, marker: str) -> None:
-        """Write, or replace in place, the one comment that carries `marker`."""
+        """Write, or replace in place, the one comment that carries `marker` (hidden, and signed: a pasted marker is not ours)."""
+        ...
+
+    def label(self, key: str, add: Sequence[str] = (), remove: Sequence[str] = ()) -> None:
+        """Add and remove labels; what is there, or gone, already is fine."""
+        ...
+
+    def create(
+        self, title: str, body: str, *, marker: str, labels: Sequence[str] = (), priority: int | None = None
+    ) -> Ticket:
+        """Create a ticket in the board's first queue state, or return the one that `marker` created before."""
         ...

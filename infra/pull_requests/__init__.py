@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal, Protocol
 
 from infra.llm import Frozen
@@ -20,13 +21,52 @@ class PullRequest(Frozen):
     state: Literal["open", "closed", "merged"] = "open"
 
 
-class Forge(Protocol):
-    """Finding, opening and updating pull requests. At most one open pull request per branch, ever."""
+class Review(Frozen):
+    """What a person said on a pull request: a review, a remark on a line (`path`, `line`) or a comment below it."""
 
-    def find(self, branch: str) -> PullRequest | None: ...
+    author: str
+    body: str
+    at: datetime | None = None
+    verdict: Literal["approved", "changes-requested", "commented"] = "commented"
+    path: str | None = None
+    line: int | None = None
+
+
+class Check(Frozen):
+    """One CI check of the head commit: GitHub's check runs and commit statuses look alike here."""
+
+    name: str
+    state: Literal["pending", "passed", "failed"]
+    url: str = ""
+    summary: str = ""
+
+
+class Forge(Protocol):
+    """Finding, opening, updating and reading pull requests. At most one open pull request per branch, ever.
+
+    All methods block and may be repeated. They raise what a board raises (see `infra.boards.Board`).
+    """
+
+    def find(self, branch: str) -> PullRequest | None:
+        """The branch's pull request: the open one, else the newest closed or merged one, else None."""
+        ...
 
     def publish(self, *, branch: str, base: str, head_sha: str, title: str, body: str) -> PullRequest:
         """Open the draft pull request of `branch`, or update the one that is there. The branch is already pushed."""
         ...
 
-    def close(self, branch: str, reason: str) -> None: ...
+    def comment(self, branch: str, body: str, marker: str) -> None:
+        """Write, or replace in place, the one comment with `marker` on the branch's open pull request, if there is one."""
+        ...
+
+    def reviews(self, branch: str) -> list[Review]:
+        """What people (not the factory) said on the branch's pull request, oldest first."""
+        ...
+
+    def checks(self, branch: str) -> list[Check]:
+        """CI results of the pull request's head commit, by name."""
+        ...
+
+    def close(self, branch: str, reason: str) -> None:
+        """Close the branch's open pull request with a comment; nothing happens when none is open."""
+        ...
