@@ -6,77 +6,39 @@ Every write is one short transaction, so a process may die between any two. Text
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict
 from pydantic_core import to_jsonable_python
 from sqlalchemy import (
-    BigInteger,
     CheckConstraint,
-    DateTime,
-    Engine,
     ForeignKey,
     ForeignKeyConstraint,
     Identity,
     Index,
-    MetaData,
     Numeric,
     Select,
-    Text,
     UniqueConstraint,
-    create_engine,
     func,
     select,
     text,
     update,
 )
-from sqlalchemy.dialects.postgresql import JSONB, insert
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from infra.boards import Ticket
+from infra.database import SCHEMA, Database, Row, Table, open_database
 from infra.errors import ConfigError
-from infra.llm import Frozen, Usage
-from infra.migrations import HEAD
-from infra.postgres import database_error, open_databases
+from infra.llm import Usage
 from infra.pull_requests import PullRequest
 from infra.redaction import redact
 from infra.settings import Settings
 
-SCHEMA = "darkfactory_ledger"
-"""Not `darkfactory`: PostgreSQL looks first into the schema named like the user, so a user `darkfactory` would make
-Prefect keep its tables, and look for its own `alembic_version`, among ours."""
-_MIGRATION_LOCK = 7_203_772
-
 AttemptOutcome = Literal["accepted", "rejected", "infra_failed", "work_failed", "cancelled"]
 BURNING: tuple[AttemptOutcome, ...] = ("work_failed", "rejected")
 """Ends that the ticket caused. Faults of machines and providers, and cancelling, never burn an attempt (RB8)."""
-
-
-class Table(DeclarativeBase):
-    """All tables live in our own schema, so one database can hold Prefect's tables too."""
-
-    metadata = MetaData(
-        schema=SCHEMA,
-        naming_convention={
-            "pk": "pk_%(table_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "ck": "ck_%(table_name)s_%(constraint_name)s",
-        },
-    )
-    type_annotation_map = {
-        str: Text(),
-        int: BigInteger(),
-        datetime: DateTime(timezone=True),
-        dict[str, Any]: JSONB(),
-        list[str]: JSONB(),
-    }
 
 
 class TicketTable(Table):
@@ -181,12 +143,6 @@ class PullRequestTable(Table):
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
-class Row(Frozen):
-    """A value read from the ledger. Times are aware."""
-
-    model_config = ConfigDict(from_attributes=True, extra="ignore")
-
-
 class Attempt(Row):
     id: int
     ticket: str
@@ -259,17 +215,8 @@ class TicketHistory(Row):
 
 
 def open_ledger(settings: Settings, board: str = "folder") -> Ledger:
-    """The ledger for the tickets of `board`, migrated to the newest schema. Close it, or use it in a `with`.
-
-    Raises Unreachable, AuthFailed, and ConfigError (also when the ledger was written by a newer version).
-    """
-    ledger = Ledger(open_databases(settings).ledger, board)
-    try:
-        ledger.migrate()
-    except BaseException:
-        ledger.close()
-        raise
-    return ledger
+    """The ledger for the tickets of `board`. Close it, or use it in a `with`. Raises what `open_database` raises."""
+    return Ledger(open_database(settings), board)
 
 
 class Ledger:
@@ -278,17 +225,10 @@ class Ledger:
     Raises Unreachable when the database does not answer; a later call connects anew.
     """
 
-    def __init__(self, url: str, board: str) -> None:
+    def __init__(self, database: Database, board: str = "folder") -> None:
         self.board = board
-        self._url = url
-        self._engine: Engine = create_engine(
-            url,
-            pool_pre_ping=True,
-            pool_size=2,
-            max_overflow=8,
-            hide_parameters=True,
-            connect_args={"connect_timeout": 10},
-        )
+        self._database = database
+        self._transaction = database.transaction
 
     def __enter__(self) -> Ledger:
         return self
@@ -297,14 +237,7 @@ class Ledger:
         self.close()
 
     def close(self) -> None:
-        self._engine.dispose()
-
-    def migrate(self) -> None:
-        """Bring the schema to `HEAD`: one transaction, one process at a time, nothing to do when it is there."""
-        with self._transaction() as session:
-            if _schema_revision(session) != HEAD:
-                session.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-                _upgrade(session)
+        self._database.close()
 
     def record_ticket(self, ticket: Ticket, repository: str) -> None:
         """Remember the ticket as it is now; `updated_at` moves only when something changed."""
@@ -516,48 +449,9 @@ class Ledger:
         if session.get(TicketTable, (self.board, ticket_key), with_for_update=True) is None:
             raise ConfigError(f"ticket {ticket_key!r} is not in the ledger; record it before an attempt is started")
 
-    @contextmanager
-    def _transaction(self) -> Iterator[Session]:
-        try:
-            with Session(self._engine, expire_on_commit=False) as session, session.begin():
-                yield session
-        except DBAPIError as error:
-            if isinstance(error.orig, Exception) and _is_ours_to_explain(error):
-                raise database_error(self._url, error.orig) from error
-            raise
-
-
-def _is_ours_to_explain(error: DBAPIError) -> bool:
-    """The connection, the rights or the disk; anything else (a broken constraint, bad SQL) is a bug and stays visible."""
-    state = getattr(error.orig, "sqlstate", None)
-    return error.connection_invalidated or state is None or state[:2] in ("08", "28", "53", "57") or state == "42501"
-
 
 def _now(session: Session) -> datetime:
     return session.scalars(select(func.now())).one()
-
-
-def _schema_revision(session: Session) -> str | None:
-    """The revision in the database, or None for an empty one."""
-    table = f"{SCHEMA}.alembic_version"
-    if session.scalar(text("select to_regclass(:table)"), {"table": table}) is None:
-        return None
-    revision: str | None = session.scalar(text(f"select version_num from {table}"))  # noqa: S608 - a constant
-    return revision
-
-
-def _upgrade(session: Session) -> None:
-    from alembic import command  # deferred: half the cost of opening a ledger, and needed once per version
-    from alembic.config import Config
-    from alembic.util import CommandError
-
-    session.execute(text(f"create schema if not exists {SCHEMA}"))
-    config = Config(attributes={"connection": session.connection()})
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-    try:
-        command.upgrade(config, "head")
-    except CommandError as error:
-        raise ConfigError(f"the ledger was written by a newer darkfactory ({error}); install that version") from error
 
 
 def _clean(value: str) -> str:

@@ -14,7 +14,7 @@ import pytest
 from psycopg import sql
 
 from deployments.engine import HOST, end_group, free_port, start_server, wait_for_server
-from infra.ledger import Ledger
+from infra.database import Database
 from infra.postgres import ensure_postgres, stop_postgres
 from infra.settings import Settings
 
@@ -39,8 +39,8 @@ def postgres_url(postgres_home: Path) -> str:
     """URL of the server's database `postgres`, with a migrated template database beside it."""
     url = ensure_postgres(postgres_home)
     _execute(url, "create database {}", _TEMPLATE)
-    with Ledger(_named(url, _TEMPLATE).replace("postgresql://", "postgresql+psycopg://"), "folder") as ledger:
-        ledger.migrate()
+    with Database(_named(url, _TEMPLATE).replace("postgresql://", "postgresql+psycopg://")) as database:
+        database.migrate()
     return url
 
 

@@ -14,6 +14,7 @@ import typer
 
 from deployments.__main__ import app
 from infra.boards import Ticket
+from infra.database import Database
 from infra.ledger import Ledger
 from infra.llm import Usage
 from infra.postgres import open_databases
@@ -174,7 +175,7 @@ def test_the_notebook_runs_on_an_empty_ledger(database_url: str, tmp_path: Path)
 
 
 def test_the_notebook_shows_tickets_tokens_by_role_and_the_cached_share(database_url: str, tmp_path: Path) -> None:
-    with Ledger(open_databases(Settings(database_url=database_url)).ledger, "folder") as ledger:
+    with Ledger(Database(open_databases(Settings(database_url=database_url)).ledger)) as ledger:
         ticket = Ticket(key="T-1", title="Sum is wrong", body="b", state="ready")
         ledger.record_ticket(ticket, "sums")
         attempt = ledger.start_attempt("T-1", "0" * 40, ticket.revision)

@@ -49,7 +49,12 @@ class Ticket(Frozen):
     def revision(self) -> str:
         """Changes when what has to be done changes: title, body, and comments by people (not the factory's own)."""
         said = [self.title, self.body, *(c.body for c in self.comments if c.marker is None)]
-        return hashlib.sha256("\0".join(said).encode()).hexdigest()[:16]
+        return hashlib.sha256("\0".join(said).encode("utf-8", "replace")).hexdigest()[:16]
+
+    @property
+    def content(self) -> str:
+        """Changes when a person edits the ticket itself; known without reading comments."""
+        return hashlib.sha256(f"{self.title}\0{self.body}".encode("utf-8", "replace")).hexdigest()[:16]
 
 
 class Board(Protocol):

@@ -1,8 +1,9 @@
-"""Alembic's entry point: runs on the connection, and in the transaction, that `infra.ledger` hands over."""
+"""Alembic's entry point: runs on the connection, and in the transaction, that `infra.database` hands over."""
 
 from alembic import context
 
-from infra.ledger import SCHEMA, Table
+from infra import claims, deliveries, fleet, ledger, pauses  # noqa: F401  the tables of all of them
+from infra.database import SCHEMA, Table
 
 context.configure(
     connection=context.config.attributes["connection"],

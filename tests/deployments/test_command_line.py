@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from infra.boards import Ticket
+from infra.database import Database
 from infra.ledger import Ledger
 from infra.postgres import open_databases
 from infra.settings import Settings
@@ -105,7 +106,7 @@ def test_a_database_that_is_down_ends_with_3_and_keeps_the_password(tmp_path: Pa
 def test_status_and_show_print_what_the_ledger_knows(tmp_path: Path, database_url: str) -> None:
     empty = darkfactory(tmp_path, "status", "--json", DARKFACTORY_DATABASE_URL=database_url)
     assert json.loads(empty.stdout) == {"tickets": []}
-    with Ledger(open_databases(Settings(database_url=database_url)).ledger, "folder") as ledger:
+    with Ledger(Database(open_databases(Settings(database_url=database_url)).ledger)) as ledger:
         ledger.record_ticket(Ticket(key="T-1", title="[red]Sum[/red] is wrong", body="b", state="ready"), "sums")
     listed = darkfactory(tmp_path, "status", DARKFACTORY_DATABASE_URL=database_url)
     assert "[red]Sum[/red] is wrong" in listed.stdout

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from infra.database import Database
 from infra.ledger import Ledger, TicketHistory
 from infra.llm.scripted import ScriptedModel
 from infra.postgres import open_databases
@@ -61,7 +62,7 @@ class Factory:
         return left_behind(self.home)
 
     def history(self, key: str) -> TicketHistory:
-        with Ledger(open_databases(load_settings()).ledger, "folder") as ledger:
+        with Ledger(Database(open_databases(load_settings()).ledger)) as ledger:
             return ledger.history(key)
 
 

@@ -17,8 +17,9 @@ from sqlalchemy import create_engine
 
 import infra.migrations
 from infra.boards import Ticket
+from infra.database import SCHEMA, Table
 from infra.errors import ConfigError, Unreachable
-from infra.ledger import SCHEMA, Ledger, Table, open_ledger
+from infra.ledger import Ledger, open_ledger
 from infra.llm import Usage
 from infra.pull_requests import PullRequest
 from infra.settings import Settings
@@ -65,7 +66,7 @@ def test_racing_openers_migrate_once_and_leave_foreign_tables_alone(empty_databa
             opened.close()
     with psycopg.connect(empty_database_url) as connection:
         assert connection.execute("select version_num from public.alembic_version").fetchall() == [("of-prefect",)]
-        assert connection.execute(f"select version_num from {SCHEMA}.alembic_version").fetchall() == [("0001",)]
+        assert connection.execute(f"select version_num from {SCHEMA}.alembic_version").fetchall() == [(infra.migrations.HEAD,)]
 
 
 def test_tables_without_a_schema_still_land_in_public(database_url: str) -> None:

@@ -1,0 +1,412 @@
+"""Claims: who works on which ticket, at most one at a time on any number of machines, with a lease and a fencing token.
+
+One row per ticket that was ever claimed; this module alone changes its state (SM1). A ticket without a row is unclaimed.
+All times come from the database's clock, so that machines with wrong clocks agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from sqlalchemy import CheckConstraint, ColumnElement, Index, Select, func, literal, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from infra.boards import Ticket
+from infra.database import Database, Row, Table
+from infra.errors import CapacityUnavailable, FencedOff
+from infra.redaction import redact
+
+ClaimState = Literal["claimed", "running", "retry-queued", "parked", "released"]
+HELD: tuple[ClaimState, ...] = ("claimed", "running")
+COUNTERS = ("failures", "continuations", "revisions", "ci_fixes", "conflict_fixes", "infra_faults")
+_DISPATCH_LOCK = 7_203_773
+_WRITE_SECONDS = 60
+"""Longest side effect under a fence; a holder that is suspended longer loses its connection, and with it the row lock."""
+
+
+class ClaimTable(Table):
+    """The claim of one ticket. `token` grows with every new holder; whoever shows an older one is fenced off."""
+
+    __tablename__ = "claims"
+    __table_args__ = (
+        CheckConstraint("state in ('claimed', 'running', 'retry-queued', 'parked', 'released')", name="state_known"),
+        Index(None, "state", "lease_until"),
+    )
+    board: Mapped[str] = mapped_column(primary_key=True)
+    ticket: Mapped[str] = mapped_column(primary_key=True)
+    state: Mapped[str]
+    token: Mapped[int]
+    holder: Mapped[str]
+    machine: Mapped[str]
+    node: Mapped[str]
+    repository: Mapped[str]
+    ticket_state: Mapped[str]
+    content: Mapped[str]
+    lease_until: Mapped[datetime]
+    lease_seconds: Mapped[float]
+    flow_run: Mapped[str | None]
+    due_at: Mapped[datetime | None]
+    reason: Mapped[str] = mapped_column(server_default="")
+    stop: Mapped[str | None]
+    question: Mapped[str | None]
+    moved: Mapped[bool] = mapped_column(server_default=text("false"))
+    started_at: Mapped[datetime | None]
+    progress_at: Mapped[datetime | None]
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    failures: Mapped[int] = mapped_column(server_default="0")
+    continuations: Mapped[int] = mapped_column(server_default="0")
+    revisions: Mapped[int] = mapped_column(server_default="0")
+    ci_fixes: Mapped[int] = mapped_column(server_default="0")
+    conflict_fixes: Mapped[int] = mapped_column(server_default="0")
+    infra_faults: Mapped[int] = mapped_column(server_default="0")
+
+
+class Claim(Row):
+    """A claim as it was read. `machine` is where its holder's kernel lock lives; `content` the ticket's text at that time;
+    `moved`: the board was seen to have taken the state the factory set at the end."""
+
+    board: str
+    ticket: str
+    state: ClaimState
+    token: int
+    holder: str
+    machine: str
+    node: str
+    repository: str
+    ticket_state: str
+    content: str
+    lease_until: datetime
+    lease_seconds: float
+    flow_run: str | None = None
+    due_at: datetime | None = None
+    reason: str = ""
+    stop: str | None = None
+    question: str | None = None
+    moved: bool = False
+    started_at: datetime | None = None
+    progress_at: datetime | None = None
+    failures: int = 0
+    continuations: int = 0
+    revisions: int = 0
+    ci_fixes: int = 0
+    conflict_fixes: int = 0
+    infra_faults: int = 0
+
+    @property
+    def key(self) -> str:
+        """The idempotency key of this holder's run."""
+        return f"{self.board}:{self.ticket}:{self.token}"
+
+
+class Claims:
+    """Reads and changes of the claims of all boards. `clock` replaces the database's clock in tests."""
+
+    def __init__(self, database: Database, clock: Callable[[], datetime] | None = None) -> None:
+        self._transaction = database.transaction
+        self._clock = clock
+
+    def claim(
+        self,
+        ticket: Ticket,
+        *,
+        holder: str,
+        machine: str,
+        repository: str,
+        lease_seconds: float,
+        choose_node: Callable[[Sequence[Claim]], str | None],
+    ) -> Claim | None:
+        """Claim a ticket for the node that `choose_node` picks from what is held now; None: not claimable, or no room.
+
+        One dispatcher at a time decides, so caps hold for any number of them (SM5). A claim that was made but never started
+        is handed on with its token, so that its launch stays the same launch; a run whose lease ended gets a new token.
+        """
+        with self._transaction() as session:
+            session.execute(select(func.pg_advisory_xact_lock(_DISPATCH_LOCK)))
+            now, row = self._now(session), self._row(session, ticket.board, ticket.key)
+            if row is not None and not _claimable(row, ticket, now):
+                return None
+            node = choose_node([c for c in self._read(session, self._held()) if not _is(c, row)])
+            if node is None:
+                return None
+            if row is not None and row.state == "claimed" and row.node == node:
+                row.holder, row.machine, row.lease_until = holder, machine, now + timedelta(seconds=lease_seconds)
+                session.flush()
+                return Claim.model_validate(row)
+            return self._take(session, row, ticket, now, holder, machine, node, repository, lease_seconds)
+
+    def seize(
+        self,
+        ticket: Ticket,
+        *,
+        holder: str,
+        machine: str,
+        node: str,
+        repository: str,
+        lease_seconds: float,
+        flow_run: str,
+    ) -> Claim:
+        """Claim and start at once for a run that a person asked for: whatever the ticket's state, unless a live run has it.
+
+        The caller holds the kernel lock of the ticket on `machine`, so a claim of that machine has a dead holder.
+        Raises CapacityUnavailable when another machine's lease has not ended.
+        """
+        with self._transaction() as session:
+            now, row = self._now(session), self._row(session, ticket.board, ticket.key)
+            if row is not None and row.state in HELD and row.machine != machine and row.lease_until > now:
+                raise CapacityUnavailable(
+                    f"ticket {ticket.key!r} is held by node {row.node!r} until {row.lease_until:%H:%M:%S} UTC at least; "
+                    "wait for it to end, or stop it there"
+                )
+            taken = self._take(session, row, ticket, now, holder, machine, node, repository, lease_seconds)
+        return self.start(taken.board, taken.ticket, taken.token, flow_run=flow_run, machine=machine)
+
+    def start(self, board: str, ticket: str, token: int, *, flow_run: str, machine: str) -> Claim:
+        """The run of this token begins: claimed -> running. The same run may start again. Raises FencedOff otherwise."""
+        with self._transaction() as session:
+            now, row = self._now(session), self._row(session, board, ticket)
+            fresh = row is not None and row.state == "claimed"
+            if (
+                row is None
+                or row.token != token
+                or not (fresh or (row.state == "running" and row.flow_run == flow_run))
+            ):
+                raise _fenced(board, ticket, token, row)
+            row.state, row.flow_run, row.machine, row.stop = "running", flow_run, machine, None
+            row.started_at = row.started_at if not fresh and row.started_at else now
+            row.progress_at = row.updated_at = now
+            row.lease_until = now + timedelta(seconds=row.lease_seconds)
+            session.flush()
+            return Claim.model_validate(row)
+
+    def launched(self, claim: Claim, flow_run: str) -> None:
+        """Remember which run was created for a claim; nothing when it has moved on meanwhile."""
+        mine = self._mine(claim).where(ClaimTable.state == "claimed")
+        with self._transaction() as session:
+            session.execute(mine.values(flow_run=flow_run))
+
+    def renew(self, claim: Claim, progress_at: datetime | None = None) -> str | None:
+        """Prolong the lease, and note the last sign of progress. Returns why the run shall stop, if it shall.
+
+        Raises FencedOff when another holder took over or the claim ended.
+        """
+        with self._transaction() as session:
+            row = self._own_row(session, claim)
+            row.lease_until = self._now(session) + timedelta(seconds=row.lease_seconds)
+            if progress_at and (row.progress_at is None or progress_at > row.progress_at):
+                row.progress_at = progress_at
+            return row.stop
+
+    @contextmanager
+    def fenced(self, claim: Claim) -> Iterator[None]:
+        """Do a side effect as the ticket's only holder: nobody can take the ticket over before the block ends.
+
+        Raises FencedOff, before anything was done, when somebody already did.
+        """
+        with self._transaction() as session:
+            session.execute(text(f"set local idle_in_transaction_session_timeout = '{_WRITE_SECONDS}s'"))
+            self._own_row(session, claim)
+            yield
+
+    def release(self, claim: Claim, reason: str, *, moved: bool) -> None:
+        """The work ended, accepted or rejected: not dispatched again unless the ticket changes, or is moved back."""
+        self._end(claim, state="released", reason=reason, moved=moved, question=None)
+
+    def retry(self, claim: Claim, reason: str, delay_seconds: float, counter: str | None) -> None:
+        """Give the slot back and try again later; replaces an earlier date (RB3). `counter` counts one more (RB6)."""
+        self._end(claim, state="retry-queued", reason=reason, delay=delay_seconds, counter=counter)
+
+    def park(self, claim: Claim, reason: str, *, question: str | None = None, counter: str | None = None) -> None:
+        """Nothing happens until a person answers `question`, or changes the ticket (RB7, RC7)."""
+        self._end(claim, state="parked", reason=reason, question=question, counter=counter)
+
+    def resume(self, claim: Claim, reason: str) -> bool:
+        """A parked ticket may go on now. False when it was not parked any more."""
+        resumed = self._mine(claim).where(ClaimTable.state == "parked")
+        with self._transaction() as session:
+            now = self._now(session)
+            done = session.execute(
+                resumed.values(state="retry-queued", due_at=now, question=None, reason=reason, updated_at=now)
+            )
+            return bool(done.rowcount)  # type: ignore[attr-defined]  # an update's result has it
+
+    def forget(self, claim: Claim, reason: str) -> bool:
+        """Release what is queued or parked, or claimed and never started: the ticket is gone, closed or not ours any more."""
+        waiting = self._mine(claim).where(ClaimTable.state.in_(("retry-queued", "parked", "claimed")))
+        with self._transaction() as session:
+            done = session.execute(
+                waiting.values(
+                    state="released", reason=reason, moved=True, question=None, updated_at=self._now(session)
+                )
+            )
+            return bool(done.rowcount)  # type: ignore[attr-defined]  # an update's result has it
+
+    def ask_stop(self, claim: Claim, reason: str) -> None:
+        """Tell a run to stop; it hears it with its next heartbeat."""
+        with self._transaction() as session:
+            session.execute(self._mine(claim).where(ClaimTable.state.in_(HELD)).values(stop=reason))
+
+    def requeue(self, claim: Claim, reason: str, *, only_expired: bool = False) -> bool:
+        """Take the ticket from a holder that is gone: new token, waiting again, one infra fault. Once per token (SM11)."""
+        with self._transaction() as session:
+            now, row = self._now(session), self._row(session, claim.board, claim.ticket)
+            if (
+                row is None
+                or row.token != claim.token
+                or row.state not in HELD
+                or (only_expired and row.lease_until > now)
+            ):
+                return False
+            row.token += 1
+            row.state, row.reason, row.due_at = "retry-queued", redact(reason), now
+            row.infra_faults += row.started_at is not None
+            row.stop = row.started_at = row.flow_run = None
+            row.updated_at = now
+            return True
+
+    def see(self, claim: Claim, ticket_state: str) -> None:
+        """Remember the ticket's state on the board; caps by state count it (SM5)."""
+        with self._transaction() as session:
+            session.execute(self._mine(claim).values(ticket_state=ticket_state))
+
+    def find(self, board: str, ticket: str) -> Claim | None:
+        with self._transaction() as session:
+            row = session.get(ClaimTable, (board, ticket))
+            return Claim.model_validate(row) if row else None
+
+    def held(self, board: str | None = None) -> list[Claim]:
+        """What is claimed or running."""
+        query = self._held()
+        with self._transaction() as session:
+            return self._read(session, query if board is None else query.where(ClaimTable.board == board))
+
+    def in_state(self, *states: ClaimState) -> list[Claim]:
+        with self._transaction() as session:
+            return self._read(session, select(ClaimTable).where(ClaimTable.state.in_(states)))
+
+    def blocked(self, board: str, tickets: Sequence[Ticket]) -> set[str]:
+        """The keys among `tickets` that cannot be claimed now: held, waiting, parked, or done and unchanged."""
+        query = select(ClaimTable).where(ClaimTable.board == board, ClaimTable.ticket.in_([t.key for t in tickets]))
+        with self._transaction() as session:
+            now, rows = self._now(session), {row.ticket: row for row in session.scalars(query)}
+            return {t.key for t in tickets if t.key in rows and not _claimable(rows[t.key], t, now)}
+
+    def expired(self) -> list[Claim]:
+        """Held claims whose lease ended."""
+        with self._transaction() as session:
+            return self._read(session, self._held().where(ClaimTable.lease_until <= self._now(session)))
+
+    def now(self) -> datetime:
+        """The clock that leases are measured with."""
+        with self._transaction() as session:
+            return self._now(session)
+
+    def _end(
+        self,
+        claim: Claim,
+        *,
+        state: ClaimState,
+        reason: str,
+        delay: float = 0,
+        counter: str | None = None,
+        **values: Any,
+    ) -> None:
+        with self._transaction() as session:
+            row, now = self._own_row(session, claim), self._now(session)
+            row.state, row.reason, row.updated_at = state, redact(reason), now
+            row.due_at = now + timedelta(seconds=delay) if state == "retry-queued" else None
+            row.stop = row.started_at = None
+            if counter is not None:
+                setattr(row, counter, getattr(row, counter) + 1)
+            for name, value in values.items():
+                setattr(row, name, value)
+
+    def _take(
+        self,
+        session: Session,
+        row: ClaimTable | None,
+        ticket: Ticket,
+        now: datetime,
+        holder: str,
+        machine: str,
+        node: str,
+        repository: str,
+        lease_seconds: float,
+    ) -> Claim:
+        """A new holder with a new token. Work on a changed text starts counting anew."""
+        values: dict[str, Any] = {
+            "state": "claimed",
+            "token": row.token + 1 if row else 1,
+            "holder": holder,
+            "machine": machine,
+            "node": node,
+            "repository": repository,
+            "ticket_state": ticket.state,
+            "content": ticket.content,
+            "lease_until": now + timedelta(seconds=lease_seconds),
+            "lease_seconds": lease_seconds,
+            "flow_run": None,
+            "due_at": None,
+            "stop": None,
+            "question": None,
+            "moved": False,
+            "started_at": None,
+            "progress_at": None,
+            "updated_at": now,
+        }
+        if row is not None and (row.state == "released" or row.content != ticket.content):
+            values |= dict.fromkeys(COUNTERS, 0)
+        if row is not None and row.state == "running":
+            values["infra_faults"] = row.infra_faults + 1
+        new = insert(ClaimTable).values(board=ticket.board, ticket=ticket.key, **values)
+        taken = new.on_conflict_do_update(index_elements=["board", "ticket"], set_=values).returning(ClaimTable)
+        claimed = session.scalars(taken, execution_options={"populate_existing": True}).one()
+        return Claim.model_validate(claimed)
+
+    def _own_row(self, session: Session, claim: Claim) -> ClaimTable:
+        row = self._row(session, claim.board, claim.ticket)
+        if row is None or row.token != claim.token or row.state not in HELD:
+            raise _fenced(claim.board, claim.ticket, claim.token, row)
+        return row
+
+    def _row(self, session: Session, board: str, ticket: str) -> ClaimTable | None:
+        return session.get(ClaimTable, (board, ticket), with_for_update=True)
+
+    def _mine(self, claim: Claim) -> Any:
+        return update(ClaimTable).where(
+            ClaimTable.board == claim.board, ClaimTable.ticket == claim.ticket, ClaimTable.token == claim.token
+        )
+
+    def _held(self) -> Select[ClaimTable]:
+        return select(ClaimTable).where(ClaimTable.state.in_(HELD))
+
+    def _read(self, session: Session, query: Select[ClaimTable]) -> list[Claim]:
+        return [Claim.model_validate(row) for row in session.scalars(query.order_by(ClaimTable.updated_at))]
+
+    def _now(self, session: Session) -> datetime:
+        now: ColumnElement[datetime] = func.now() if self._clock is None else literal(self._clock())
+        return session.scalars(select(now)).one()
+
+
+def _claimable(row: ClaimTable, ticket: Ticket, now: datetime) -> bool:
+    match row.state:
+        case "claimed" | "running":
+            return row.lease_until <= now
+        case "retry-queued":
+            return row.due_at is None or row.due_at <= now
+        case "released":
+            return row.moved or row.content != ticket.content
+        case _:
+            return row.question is None and row.content != ticket.content
+
+
+def _is(claim: Claim, row: ClaimTable | None) -> bool:
+    return row is not None and (claim.board, claim.ticket) == (row.board, row.ticket)
+
+
+def _fenced(board: str, ticket: str, token: int, row: ClaimTable | None) -> FencedOff:
+    now = f"token {row.token}, {row.state}, node {row.node!r}" if row else "no claim"
+    return FencedOff(f"this run (token {token}) does not hold ticket {ticket!r} of board {board!r} any more ({now})")

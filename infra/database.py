@@ -1,0 +1,145 @@
+"""The one database: schema and tables' base, transactions whose errors say what to do, and migrations.
+
+`ledger`, `claims`, `pauses`, `fleet` and `deliveries` keep their tables here; each owns its own file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict
+from sqlalchemy import BigInteger, DateTime, Engine, MetaData, Text, create_engine, func, select, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import DeclarativeBase, Session
+
+from infra.errors import ConfigError
+from infra.llm import Frozen
+from infra.migrations import HEAD
+from infra.postgres import database_error, open_databases
+from infra.settings import Settings
+
+SCHEMA = "darkfactory_ledger"
+"""Not `darkfactory`: PostgreSQL looks first into the schema named like the user, so a user `darkfactory` would make
+Prefect keep its tables, and look for its own `alembic_version`, among ours."""
+_MIGRATION_LOCK = 7_203_772
+
+
+class Table(DeclarativeBase):
+    """All tables live in our own schema, so one database can hold Prefect's tables too."""
+
+    metadata = MetaData(
+        schema=SCHEMA,
+        naming_convention={
+            "pk": "pk_%(table_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+        },
+    )
+    type_annotation_map = {
+        str: Text(),
+        int: BigInteger(),
+        datetime: DateTime(timezone=True),
+        dict[str, Any]: JSONB(),
+        list[str]: JSONB(),
+    }
+
+
+class Row(Frozen):
+    """A value read from the ledger. Times are aware."""
+
+    model_config = ConfigDict(from_attributes=True, extra="ignore")
+
+
+def open_database(settings: Settings) -> Database:
+    """The database of the settings, migrated to the newest schema. Close it, or use it in a `with`.
+
+    Raises Unreachable, AuthFailed, and ConfigError (also when the schema was written by a newer version).
+    """
+    database = Database(open_databases(settings).ledger)
+    try:
+        database.migrate()
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+class Database:
+    """Connections to one PostgreSQL database. All methods block; they may be called from several threads.
+
+    Raises Unreachable when the server does not answer; a later call connects anew.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._engine: Engine = create_engine(
+            url,
+            pool_pre_ping=True,
+            pool_size=2,
+            max_overflow=8,
+            hide_parameters=True,
+            connect_args={"connect_timeout": 10},
+        )
+
+    def __enter__(self) -> Database:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def migrate(self) -> None:
+        """Bring the schema to `HEAD`: one transaction, one process at a time, nothing to do when it is there."""
+        with self.transaction() as session:
+            if _schema_revision(session) != HEAD:
+                session.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+                _upgrade(session)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """One transaction: committed at the end, rolled back by an exception."""
+        try:
+            with Session(self._engine, expire_on_commit=False) as session, session.begin():
+                yield session
+        except DBAPIError as error:
+            if isinstance(error.orig, Exception) and _is_ours_to_explain(error):
+                raise database_error(self._url, error.orig) from error
+            raise
+
+
+def _is_ours_to_explain(error: DBAPIError) -> bool:
+    """The connection, the rights or the disk; anything else (a broken constraint, bad SQL) is a bug and stays visible."""
+    state = getattr(error.orig, "sqlstate", None)
+    return error.connection_invalidated or state is None or state[:2] in ("08", "28", "53", "57") or state == "42501"
+
+
+def _schema_revision(session: Session) -> str | None:
+    """The revision in the database, or None for an empty one."""
+    table = f"{SCHEMA}.alembic_version"
+    if session.scalar(text("select to_regclass(:table)"), {"table": table}) is None:
+        return None
+    revision: str | None = session.scalar(text(f"select version_num from {table}"))  # noqa: S608 - a constant
+    return revision
+
+
+def _upgrade(session: Session) -> None:
+    from alembic import command  # deferred: half the cost of opening a ledger, and needed once per version
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    session.execute(text(f"create schema if not exists {SCHEMA}"))
+    config = Config(attributes={"connection": session.connection()})
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise ConfigError(f"the ledger was written by a newer darkfactory ({error}); install that version") from error

@@ -1,0 +1,112 @@
+"""Pauses that every process and node knows of: of a provider until its limit resets, of a node, of dispatch itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, func, literal, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from infra.database import Database, Row, Table
+from infra.redaction import redact
+
+DISPATCH = "dispatch"
+"""The scope that stops all launches (RB9)."""
+
+
+class PauseTable(Table):
+    """One paused scope: `dispatch`, `provider:NAME` or `node:NAME`. `until` null: until a person, or a probe, lifts it."""
+
+    __tablename__ = "pauses"
+    scope: Mapped[str] = mapped_column(primary_key=True)
+    reason: Mapped[str]
+    since: Mapped[datetime] = mapped_column(server_default=func.now())
+    until: Mapped[datetime | None]
+    times: Mapped[int] = mapped_column(server_default="1")
+    probe: Mapped[str | None]
+    lifted_at: Mapped[datetime | None]
+
+
+class Pause(Row):
+    """`times`: how often in a row it was paused without a success between; `probe`: the run that may go on to try."""
+
+    scope: str
+    reason: str
+    since: datetime
+    until: datetime | None = None
+    times: int = 1
+    probe: str | None = None
+
+
+class Pauses:
+    """Reads and changes of the pauses. `clock` replaces the database's clock in tests."""
+
+    def __init__(self, database: Database, clock: Callable[[], datetime] | None = None) -> None:
+        self._transaction = database.transaction
+        self._clock = clock
+
+    def pause(self, scope: str, reason: str, until: datetime | None) -> bool:
+        """Pause a scope, or move its end. True when it was not paused before, so that people are told once."""
+        with self._transaction() as session:
+            now = self._now(session)
+            session.execute(
+                insert(PauseTable)
+                .values(scope=scope, reason=redact(reason), since=now, until=until, times=0, lifted_at=now)
+                .on_conflict_do_nothing(index_elements=["scope"])
+            )
+            row = session.get_one(PauseTable, scope, with_for_update=True)
+            fresh = not _active(row, now)
+            row.times += fresh
+            row.since = now if fresh else row.since
+            row.until, row.reason, row.probe, row.lifted_at = until, redact(reason), None, None
+            return fresh
+
+    def active(self) -> dict[str, Pause]:
+        """What is paused now, by scope."""
+        with self._transaction() as session:
+            now = self._now(session)
+            rows = session.scalars(select(PauseTable).order_by(PauseTable.scope))
+            return {row.scope: Pause.model_validate(row) for row in rows if _active(row, now)}
+
+    def times(self, scope: str) -> int:
+        """How often in a row the scope was paused; 0 when the last thing there was a success."""
+        with self._transaction() as session:
+            row = session.get(PauseTable, scope)
+            return row.times if row else 0
+
+    def take_probe(self, scope: str, probe: str) -> bool:
+        """Be the one run that may try although the scope is paused. True for one caller until `pause` or `succeed`."""
+        taken = (
+            update(PauseTable)
+            .where(PauseTable.scope == scope, PauseTable.lifted_at.is_(None))
+            .where(PauseTable.probe.is_(None) | (PauseTable.probe == probe))
+            .values(probe=probe)
+        )
+        with self._transaction() as session:
+            return bool(session.execute(taken).rowcount)  # type: ignore[attr-defined]  # an update's result has it
+
+    def drop_probe(self, scope: str, probe: str) -> None:
+        """The probing run ended without an answer, so another one may try."""
+        dropped = update(PauseTable).where(PauseTable.scope == scope, PauseTable.probe == probe).values(probe=None)
+        with self._transaction() as session:
+            session.execute(dropped)
+
+    def succeed(self, scope: str) -> bool:
+        """Something worked there: the pause ends and its history is forgotten. True when it was paused."""
+        with self._transaction() as session:
+            row = session.get(PauseTable, scope, with_for_update=True)
+            if row is None or (row.lifted_at is not None and row.times == 0):
+                return False
+            was = _active(row, self._now(session))
+            row.lifted_at, row.times, row.probe = self._now(session), 0, None
+            return was
+
+    def _now(self, session: Session) -> datetime:
+        now: ColumnElement[datetime] = func.now() if self._clock is None else literal(self._clock())
+        return session.scalars(select(now)).one()
+
+
+def _active(row: PauseTable, now: datetime) -> bool:
+    return row.lifted_at is None and (row.until is None or row.until > now)
