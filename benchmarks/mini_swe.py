@@ -26,6 +26,8 @@ from infra.sandbox import Bind, Sandbox
 
 LOCK = Path(__file__).parent / "requirements-mini.lock"
 STEP_LIMIT = 10
+ANSWER_TOKENS = 1024
+"""Longest answer, as the factory's own: at temperature 0 a small model may repeat itself until the wall time is over."""
 WALL_SECONDS = 900.0
 _INSTALL_SECONDS = 1800
 _MAX_TRAJECTORY_BYTES = 64 << 20
@@ -137,6 +139,7 @@ def _command(ticket: BenchTicket, venv: Path, model_url: str, model: str, step_l
         "model.model_kwargs.api_base": model_url,
         "model.model_kwargs.api_key": "x",
         "model.model_kwargs.temperature": "0",
+        "model.model_kwargs.max_tokens": str(ANSWER_TOKENS),
         "agent.step_limit": str(step_limit),
     }
     return [

@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.mini_swe import STEP_LIMIT, bench_home, install_mini, run_mini
 from benchmarks.tickets import BenchTicket, judge, load_tickets, materialise, passes
-from deployments.engine import choose_engine, ensure_limits
+from deployments.engine import choose_engine
 from infra.git import Mirror
 from infra.llm import Usage
 from infra.llm.opening import open_model
@@ -162,7 +162,6 @@ async def measure_all(
     tickets: Iterable[BenchTicket], folder: Path, part: str, settings: Settings, *, mini_every: int
 ) -> None:
     """Each ticket by both agents one after the other, so that both meet the same load of the machine."""
-    await ensure_limits(settings)
     results = folder / "results.jsonl"
     for number, ticket in enumerate(tickets):
         mini = mini_every > 0 and number % mini_every == 0

@@ -33,6 +33,8 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also print progress lines and Prefect's own log.")]
+Board = Annotated[str, typer.Option(help="The board's name in factory.yaml.")]
+Node = Annotated[str, typer.Argument(help="The node's name.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the model's samples; another seed gives other answers.")]
 
 
@@ -57,6 +59,7 @@ def demo(
 def run(
     ticket: Annotated[str, typer.Argument(help="A key on the board, or the path of a .md file.")],
     repo: Annotated[str | None, typer.Option(help="A git repository, or a name in factory.yaml.")] = None,
+    board: Board = "folder",
     seed: Seed = None,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -71,33 +74,34 @@ def run(
         if not path.is_file():
             raise ConfigError(f"there is no ticket file {ticket!r}; correct the path or give a key of the board")
         settings, ticket = _settings(board=path.parent), path.stem
-    return _run(settings, ticket, repo, as_json, verbose)
+    return _run(settings, ticket, repo, as_json, verbose, board=board)
 
 
 @app.command()
 def status(
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Tickets to list.")] = 50, as_json: Json = False
 ) -> int:
-    """List the tickets that were worked on, latest first. The JSON object is {"tickets": [infra.ledger.TicketRow]}."""
-    from infra.ledger import open_ledger
+    """What runs, waits, is parked and paused now, and the tickets that were worked on. The JSON object is
+    deployments.snapshot.Snapshot."""
+    from deployments.snapshot import take_snapshot
 
-    with _reserved_stdout() as out, open_ledger(_settings()) as ledger:
-        rows = ledger.overview(limit)
+    with _reserved_stdout() as out:
+        snapshot = take_snapshot(_settings(), limit)
         if as_json:
-            return _print_json(out, {"tickets": [row.model_dump(mode="json") for row in rows]})
-        from deployments.tables import status_table
+            return _print_json(out, snapshot.model_dump(mode="json"))
+        from deployments.tables import status_view
 
-        return _print(
-            out, status_table(rows) if rows else "No ticket was worked on yet; start with `darkfactory demo`."
-        )
+        return _print(out, status_view(snapshot))
 
 
 @app.command()
-def show(ticket: Annotated[str, typer.Argument(help="The ticket's key.")], as_json: Json = False) -> int:
+def show(
+    ticket: Annotated[str, typer.Argument(help="The ticket's key.")], board: Board = "folder", as_json: Json = False
+) -> int:
     """Everything that happened to one ticket. The JSON object is infra.ledger.TicketHistory."""
     from infra.ledger import open_ledger
 
-    with _reserved_stdout() as out, open_ledger(_settings()) as ledger:
+    with _reserved_stdout() as out, open_ledger(_settings(), board) as ledger:
         history = ledger.history(ticket)
         if as_json:
             return _print_json(out, history.model_dump(mode="json"))
@@ -125,6 +129,126 @@ def doctor(as_json: Json = False) -> int:
 
         _print(out, doctor_table(checks))
         return code
+
+
+@app.command()
+def init(
+    force: Annotated[bool, typer.Option(help="Replace a factory.yaml that is there; it is kept as .bak.")] = False,
+    defaults: Annotated[bool, typer.Option(help="Ask nothing.")] = False,
+) -> int:
+    """Ask the few questions that matter and write a commented factory.yaml."""
+    from deployments import wizard
+    from infra.settings import wanted_config_path
+
+    answers = wizard.terminal_answers({}) if sys.stdin.isatty() and not defaults else None
+    path = wizard.init(wanted_config_path(), answers, force=force)
+    _say(f"written: {path}; check it with `darkfactory doctor`")
+    for name in wizard.variables_to_set(path):
+        _say(f"set the environment variable {name} before `darkfactory up`")
+    return 0
+
+
+@app.command()
+def pause(
+    scope: Annotated[str, typer.Argument(help="`dispatch`, `provider:NAME` or `node:NAME`.")] = "dispatch",
+    reason: Annotated[str, typer.Option(help="Shown wherever the pause is shown.")] = "paused by hand",
+) -> int:
+    """Launch nothing more there until `darkfactory resume`; what runs goes on."""
+    from infra.database import open_database
+    from infra.pauses import Pauses
+
+    with open_database(_settings()) as database:
+        Pauses(database).pause(scope, reason, None)
+    _say(f"{scope} is paused; `darkfactory resume {scope}` ends it")
+    return 0
+
+
+@app.command()
+def resume(scope: Annotated[str, typer.Argument(help="What is paused; see `darkfactory status`.")] = "dispatch") -> int:
+    """End a pause."""
+    from infra.database import open_database
+    from infra.pauses import Pauses
+
+    with open_database(_settings()) as database:
+        pauses = Pauses(database)
+        if not pauses.succeed(scope):
+            active = ", ".join(pauses.active()) or "nothing"
+            raise ConfigError(f"{scope!r} is not paused (paused: {active})")
+    _say(f"{scope} goes on")
+    return 0
+
+
+@app.command()
+def retry(ticket: Annotated[str, typer.Argument(help="The ticket's key.")], board: Board = "folder") -> int:
+    """Let a parked ticket, or one that waits for its time, go out again with the next tick."""
+    from infra.claims import Claims
+    from infra.database import open_database
+
+    with open_database(_settings()) as database:
+        claims = Claims(database)
+        claim = claims.find(board, ticket)
+        if claim is None or not claims.resume(claim, "retried by hand"):
+            state = claim.state if claim else "never claimed"
+            raise ConfigError(f"ticket {ticket!r} of board {board!r} does not wait ({state}); see `darkfactory status`")
+    _say(f"{ticket} goes out with the next tick")
+    return 0
+
+
+node_app = typer.Typer(no_args_is_help=True, help="Machines that work on tickets.")
+app.add_typer(node_app, name="node")
+
+
+@node_app.command("join")
+def node_join(
+    name: Annotated[str | None, typer.Option(help="This machine's name; default: its host name.")] = None,
+    slots: Annotated[int, typer.Option(min=1, max=1000, help="Tickets at the same time.")] = 1,
+    labels: Annotated[str, typer.Option(help="What it offers, for example macos,xcode.")] = "",
+    api: Annotated[str | None, typer.Option(help="Prefect's API of `darkfactory up`, http://…/api.")] = None,
+) -> int:
+    """Make this machine a node, in the foreground. It needs the factory's database_url and only connects outwards."""
+    from deployments import nodes
+
+    settings = _settings()
+    url = api or os.environ.get("PREFECT_API_URL")
+    if not url:
+        raise ConfigError("no Prefect server is named; pass --api URL, as `darkfactory up` prints it, with /api")
+    nodes.join(settings, name or settings.node_name, slots, [w for w in labels.split(",") if w.strip()], url, _say)
+    return 0
+
+
+@node_app.command("list")
+def node_list(as_json: Json = False) -> int:
+    """List the nodes. The JSON object is {"nodes": [infra.fleet.Node and "tickets"]}."""
+    from deployments import nodes
+
+    with _reserved_stdout() as out:
+        found = nodes.listed(_settings())
+        if as_json:
+            rows = [{**node.model_dump(mode="json"), "tickets": held} for node, held in found]
+            return _print_json(out, {"nodes": rows})
+        from deployments.tables import nodes_table
+
+        return _print(out, nodes_table(found) if found else "No node has joined yet; see `darkfactory node join --help`.")
+
+
+@node_app.command("drain")
+def node_drain(name: Node) -> int:
+    """Give the node no more work; it ends when its last ticket does."""
+    from deployments import nodes
+
+    nodes.drain(_settings(), name)
+    _say(f"node {name!r} drains")
+    return 0
+
+
+@node_app.command("leave")
+def node_leave(name: Node) -> int:
+    """Drain the node, wait for its tickets, and end it. What does not end in ten minutes goes to other nodes."""
+    from deployments import nodes
+
+    nodes.leave(_settings(), name, _say)
+    _say(f"node {name!r} left")
+    return 0
 
 
 @app.command()
@@ -191,12 +315,18 @@ def _settings(*, board: Path | None = None, seed: int | None = None) -> Settings
 
 
 def _run(
-    settings: Settings, ticket: str, repository: str | None, as_json: bool, verbose: bool, show_change: bool = False
+    settings: Settings,
+    ticket: str,
+    repository: str | None,
+    as_json: bool,
+    verbose: bool,
+    show_change: bool = False,
+    board: str = "folder",
 ) -> int:
     from deployments.running import work
 
     with _reserved_stdout() as out:
-        outcome = work(settings, ticket, repository, verbose)
+        outcome = work(settings, ticket, repository, verbose, board)
         if as_json:
             _print_json(out, outcome.model_dump(mode="json"))
         else:

@@ -1,18 +1,43 @@
-"""Looks at everything the factory stands on. Each check is a function that says what is there or raises what is wrong."""
+"""Looks at everything the factory stands on and is connected to. Each look says what is there or raises what is wrong."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
-from infra.errors import ConfigError, DiskFull, FactoryError, InfraError
+import httpx
+
+from infra.errors import (
+    AuthFailed,
+    ConfigError,
+    DiskFull,
+    FactoryError,
+    InfraError,
+    RateLimited,
+    UnexpectedStatus,
+    Unreachable,
+)
+from infra.sections import BoardSection, FolderBoardSection, GitHubForgeSection, RepositorySection, StrongModelSection
 from infra.settings import Settings
 
+LOOK_SECONDS = 10.0
+SLOW_SECONDS = 120.0
+"""For what starts a server or reads the weights the first time."""
+ANSWER_SECONDS = 8.0
+"""Longest wait for one answer, so that a look can still say what did not answer."""
+CLOCK_SECONDS = 30.0
+"""Leases and signatures of webhooks stand a smaller difference between machines."""
 FREE_BYTES_WANTED = 4 << 30
 """The weights twice while they are put together, the database, and room for worktrees."""
 
@@ -29,33 +54,70 @@ class Check(NamedTuple):
         return self.exit_code == 0
 
 
+class _Look(NamedTuple):
+    """One thing to look at. `see` returns a line for people or raises a FactoryError."""
+
+    name: str
+    see: Callable[[], str]
+    seconds: float = LOOK_SECONDS
+
+
 def examine(settings: Settings) -> list[Check]:
-    """Run all checks, whatever fails. Starts the embedded database, downloads nothing."""
-    checks: tuple[tuple[str, Callable[[Settings], str]], ...] = (
-        ("python", _python),
-        ("git", _git),
-        ("sandbox", _sandbox),
-        ("disk", _disk),
-        ("database", _database),
-        ("prefect", _prefect),
-        ("model", _model),
-        ("board", _board),
-        ("repositories", _repositories),
-    )
-    return [_run(name, check, settings) for name, check in checks]
+    """Look at everything at once, whatever fails. Starts the embedded database, downloads nothing, writes no message.
+
+    One that does not end in time is a fault of its own and is left behind: it ends with the process.
+    """
+    looks = list(_looks(settings))
+    found: dict[str, Check] = {}
+    threads = [threading.Thread(target=_note, args=(look, found), daemon=True) for look in looks]
+    began = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for look, thread in zip(looks, threads, strict=True):
+        thread.join(max(0.0, began + look.seconds - time.monotonic()))
+    return [
+        found.get(look.name) or _unseen(look, thread.is_alive()) for look, thread in zip(looks, threads, strict=True)
+    ]
+
+
+def _looks(settings: Settings) -> Iterator[_Look]:
+    for name, see in (("python", _python), ("git", _git), ("settings", _settings_file), ("sandbox", _sandbox),
+                      ("disk", _disk), ("clock", _clock)):  # fmt: skip
+        yield _Look(name, partial(see, settings))
+    yield _Look("database", partial(_database, settings), SLOW_SECONDS)
+    yield _Look("prefect", partial(_prefect, settings))
+    yield _Look("model", partial(_model, settings), SLOW_SECONDS if settings.model == "embedded" else LOOK_SECONDS)
+    if settings.strong:
+        yield _Look("strong model", partial(_strong_model, settings, settings.strong))
+    for name, board in settings.all_boards.items():
+        yield _Look(f"board {name}", partial(_board, name, board))
+    if not settings.repositories:
+        yield _Look("repositories", lambda: "none configured; pass --repo PATH or name one in the ticket")
+    for name, known in settings.repositories.items():
+        yield _Look(f"repository {name}", partial(_repository, name, known), 2 * LOOK_SECONDS)
+        if known.github:
+            yield _Look(f"pull requests of {name}", partial(_forge, name, known.github))
+    for name, address in _sinks(settings).items():
+        yield _Look(f"notify {name}", partial(_sink, name, address))
+
+
+def _note(look: _Look, found: dict[str, Check]) -> None:
+    try:
+        found[look.name] = Check(look.name, look.see(), 0)
+    except FactoryError as error:
+        found[look.name] = Check(look.name, str(error), error.exit_code)
+
+
+def _unseen(look: _Look, hangs: bool) -> Check:
+    if hangs:
+        return Check(look.name, f"no answer within {look.seconds:g} s; try again, then look at the other side", 3)
+    return Check(look.name, "this check ended with a bug of the factory; the trace is above", 3)
 
 
 def exit_code(checks: list[Check]) -> int:
     """2 when a person has to act on any, else 3 when the machine has a fault, else 0."""
     codes = {check.exit_code for check in checks}
     return next((code for code in (ConfigError.exit_code, InfraError.exit_code) if code in codes), 0)
-
-
-def _run(name: str, check: Callable[[Settings], str], settings: Settings) -> Check:
-    try:
-        return Check(name, check(settings), 0)
-    except FactoryError as error:
-        return Check(name, str(error), error.exit_code)
 
 
 def _python(_settings: Settings) -> str:
@@ -72,6 +134,16 @@ def _git(_settings: Settings) -> str:
         raise ConfigError("git is not installed; install the package git")
     said = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=10, check=False)
     return f"{said.stdout.strip()} at {found}"
+
+
+def _settings_file(_settings: Settings) -> str:
+    from infra.reloading import literal_secrets
+    from infra.settings import config_path, load_settings, read_settings_file
+
+    path = config_path()
+    warnings = literal_secrets(load_settings(), read_settings_file(path))
+    told = "".join(f"; WARNING: {warning}" for warning in warnings)
+    return f"{path}{told}" if path else "no factory.yaml, so defaults and environment; `darkfactory init` writes one"
 
 
 def _sandbox(settings: Settings) -> str:
@@ -105,11 +177,44 @@ def _database(settings: Settings) -> str:
     )
 
 
+def _clock(settings: Settings) -> str:
+    """Against the date that a service states; without one there is nothing to compare with."""
+    for address in _addresses(settings)[:2]:
+        try:
+            answered = httpx.head(_origin(address), timeout=ANSWER_SECONDS / 2)
+        except httpx.HTTPError:
+            continue
+        if "date" in answered.headers:
+            return _compared(parsedate_to_datetime(answered.headers["date"]).timestamp(), urlsplit(address).netloc)
+    return f"{time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC, compared with nobody"
+
+
+def _compared(theirs: float, host: str) -> str:
+    ahead = time.time() - theirs
+    if abs(ahead) > CLOCK_SECONDS:
+        word = "ahead of" if ahead > 0 else "behind"
+        raise InfraError(f"this clock is {abs(ahead):.0f} s {word} that of {host}; let it be set by NTP")
+    return f"agrees with {host}"
+
+
+def _addresses(settings: Settings) -> list[str]:
+    """Every service that is configured by address, each once."""
+    boards = [board.url for board in settings.all_boards.values() if not isinstance(board, FolderBoardSection)]
+    forges = [known.github.url for known in settings.repositories.values() if known.github]
+    models = [url for url in (settings.model_url, settings.strong and settings.strong.url) if url]
+    return [each for each in dict.fromkeys([*models, *boards, *forges]) if urlsplit(each).scheme in ("http", "https")]
+
+
 def _prefect(settings: Settings) -> str:
     from deployments.engine import is_healthy, read_record
 
     record = read_record(settings.root)
+    named = os.environ.get("PREFECT_API_URL")
     if record is None or not record.up.alive:
+        if named and not is_healthy(named):
+            raise InfraError(f"PREFECT_API_URL is {named!r}, which does not answer; correct or unset it")
+        if named:
+            return f"the server at {named} answers"
         return "no server is up; each run starts its own (`darkfactory up` starts one with pages and a worker)"
     if not is_healthy(record.api_url):
         raise InfraError(
@@ -123,7 +228,8 @@ def _model(settings: Settings) -> str:
     from infra.llm.weights import EMBEDDED, verify_weights
 
     if settings.model != "embedded":
-        return asyncio.run(open_model(settings).check())
+        bounded = min(settings.model_timeout_seconds, ANSWER_SECONDS)
+        return asyncio.run(open_model(settings.model_copy(update={"model_timeout_seconds": bounded})).check())
     folder = settings.root / "weights"
     if settings.weights_path:
         return f"embedded, verified weights at {verify_weights(settings.weights_path.expanduser(), folder)}"
@@ -133,17 +239,92 @@ def _model(settings: Settings) -> str:
     )
 
 
-def _board(settings: Settings) -> str:
-    board = settings.board or settings.root / "board"
-    if not board.is_dir():
-        return f"{board} does not exist yet; put Markdown tickets there or pass a .md file to `darkfactory run`"
-    return f"{len(list(board.glob('*.md')))} ticket file(s) in {board}"
+def _strong_model(settings: Settings, strong: StrongModelSection) -> str:
+    return _model(settings.model_copy(update={
+        "model": strong.model, "model_url": strong.url, "model_key": strong.key,
+        "model_context_tokens": strong.context_tokens, "weights_path": None,
+    }))  # fmt: skip
 
 
-def _repositories(settings: Settings) -> str:
-    wrong = [name for name, known in settings.repositories.items() if not (known.path.expanduser() / ".git").exists()]
-    if wrong:
-        raise ConfigError(
-            f"no git repository at the path of {', '.join(map(repr, wrong))}; correct `repositories` in factory.yaml"
-        )
-    return ", ".join(settings.repositories) or "none configured; pass --repo PATH or name one in the ticket"
+def _board(name: str, section: BoardSection) -> str:
+    from infra.boards.opening import open_section
+
+    if isinstance(section, FolderBoardSection) and not section.path.expanduser().is_dir():
+        return f"{section.path} does not exist yet; put Markdown tickets there or pass a .md file to `darkfactory run`"
+    queue = list(section.states.queue)
+    waiting = open_section(name, section).tickets_in_states(queue)
+    return f"{section.kind}, {len(waiting)} ticket(s) in {', '.join(map(repr, queue))}"
+
+
+def _repository(name: str, known: RepositorySection) -> str:
+    from infra.remotes import count_branches
+
+    try:
+        branches = count_branches(str(known.path.expanduser()), ANSWER_SECONDS)
+        if not branches:
+            raise ConfigError("the repository has no branch with a commit; commit something")
+    except ConfigError as error:
+        raise ConfigError(f"{error} (`repositories.{name}.path` in factory.yaml)") from None
+    if known.remote is None:
+        return f"{branches} branch(es) at {known.path}; branches are pushed to a repository in home"
+    try:
+        count_branches(known.remote, ANSWER_SECONDS)
+    except FactoryError as error:
+        raise type(error)(f"{error} (`repositories.{name}.remote` in factory.yaml)") from None
+    return f"{branches} branch(es) at {known.path}; its remote answers"
+
+
+def _forge(name: str, forge: GitHubForgeSection) -> str:
+    """Whether the token may push to the project: GitHub says so in one free request."""
+    place = f"repositories.{name}.github"
+    headers = {"authorization": f"Bearer {forge.token.get_secret_value()}", "accept": "application/vnd.github+json"}
+    answer = _asked(f"{forge.url.rstrip('/')}/repos/{forge.project}", headers)
+    if answer.status_code == httpx.codes.UNAUTHORIZED:
+        raise AuthFailed(f"GitHub refuses the token; renew the variable that `{place}.token` names")
+    if answer.headers.get("x-ratelimit-remaining") == "0" or answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
+        raise RateLimited("GitHub's rate limit is used up; wait, and use a token of the factory's own")
+    if answer.status_code in (httpx.codes.NOT_FOUND, httpx.codes.FORBIDDEN):
+        raise ConfigError(f"there is no {forge.project!r}, or the token may not see it; correct `{place}`")
+    if answer.status_code != httpx.codes.OK:
+        raise UnexpectedStatus(f"{forge.url} answers {answer.status_code}; try again, or correct `{place}.url`")
+    if _may_push(answer):
+        return f"the token may push to {forge.project}"
+    raise ConfigError(
+        f"the token may not push to {forge.project!r}; give it write access to contents and pull requests"
+    )
+
+
+def _may_push(answer: httpx.Response) -> bool:
+    try:
+        rights = answer.json()["permissions"]
+        return bool(rights["push"])
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _sinks(settings: Settings) -> dict[str, str]:
+    slack, webhook = settings.notify.slack_webhook, settings.notify.webhook
+    named = {"slack": slack.get_secret_value() if slack else None, "webhook": webhook}
+    return {name: address for name, address in named.items() if address}
+
+
+def _sink(name: str, address: str) -> str:
+    """Syntax, and whether the host answers at all. Asks for the host's front page: the address may be a secret."""
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"`notify.{name}` is no http address; write https://HOST/PATH")
+    status = _asked(_origin(address)).status_code
+    return f"{parts.hostname} answers ({status}); no message was sent"
+
+
+def _asked(address: str, headers: dict[str, str] | None = None) -> httpx.Response:
+    host = urlsplit(address).netloc.rpartition("@")[2]
+    try:
+        return httpx.get(address, headers=headers, timeout=ANSWER_SECONDS)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise Unreachable(f"{host} cannot be reached: {type(error).__name__}; check address and network") from None
+
+
+def _origin(address: str) -> str:
+    parts = urlsplit(address)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/"

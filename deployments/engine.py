@@ -1,4 +1,4 @@
-"""Prefect's surroundings: its settings, the server a process talks to, and the limits that steps ask for by name.
+"""Prefect's surroundings: its settings, and the server a process talks to.
 
 Prefect reads its settings when it is imported, so `choose_engine` comes before the first import of `flows` or `tasks`.
 """
@@ -17,7 +17,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import httpx
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -32,8 +32,6 @@ HOST = "127.0.0.1"
 START_SECONDS = 180.0
 """Longest wait for a Prefect server: 15 s on an idle two-core machine with a new database, 40 s under load."""
 STOP_SECONDS = 10.0
-NODE_LIMIT = "node"
-"""Name of the global concurrency limit, and of the work pool, that stand for this machine."""
 
 _SECRET_NAME = re.compile(r"(_KEY|_TOKEN|_SECRET|PASSWORD)$", re.IGNORECASE)
 _log = logging.getLogger(__name__)
@@ -138,7 +136,7 @@ def engine_environment(settings: Settings, verbose: bool = False) -> dict[str, s
         "PREFECT_CLI_PROMPT": "false",
         "DO_NOT_TRACK": "1",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO" if verbose else "CRITICAL",
-        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "PREFECT_WORKER_QUERY_SECONDS": "0.5",
     }
 
 
@@ -248,28 +246,3 @@ def read_record(home: Path) -> ServerRecord | None:
 
 def write_record(home: Path, record: ServerRecord) -> None:
     write_atomically(record_path(home), record.model_dump_json(indent=1).encode())
-
-
-def limits(settings: Settings) -> dict[str, int]:
-    """The global concurrency limits on the server: name -> slots. Model slots are the node's own (`infra.slots`)."""
-    return {NODE_LIMIT: settings.model_slots}
-
-
-async def ensure_limits(settings: Settings) -> None:
-    """Create or correct the limits on the server. Safe when several processes do it at once."""
-    from prefect.client.orchestration import get_client
-    from prefect.exceptions import ObjectAlreadyExists, PrefectHTTPStatusError
-
-    async with get_client() as client:
-        for name, slots in limits(settings).items():
-            try:
-                await client.upsert_global_concurrency_limit_by_name(name, slots)
-            except (ObjectAlreadyExists, PrefectHTTPStatusError) as error:
-                # the client asks and then creates: another process was first
-                if not _is_conflict(error):
-                    raise
-
-
-def _is_conflict(error: Any) -> bool:
-    response = getattr(error, "response", None) or getattr(getattr(error, "http_exc", None), "response", None)
-    return response is not None and response.status_code == httpx.codes.CONFLICT

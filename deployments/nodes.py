@@ -1,28 +1,39 @@
-"""This machine as a node: Prefect's server, the work pool, the deployments and a worker, under one foreground command."""
+"""Machines: `up` runs Prefect's server, the factory's own flows, the webhook receiver and this machine as a node; `join`
+makes a machine a node of a factory that is up elsewhere. Both stay in the foreground and end all they started.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
-from deployments.definitions import DEPLOYMENTS, apply
+from deployments.definitions import (
+    CONTROL,
+    CONTROL_SLOTS,
+    apply,
+    control_table,
+    ensure_pool,
+    ensure_triggers,
+    node_table,
+)
 from deployments.engine import (
     HOST,
-    NODE_LIMIT,
     STOP_SECONDS,
     Child,
     ServerRecord,
     end_group,
     engine_environment,
-    ensure_limits,
     free_port,
+    is_healthy,
     read_record,
     record_path,
     start_child,
@@ -30,9 +41,17 @@ from deployments.engine import (
     wait_for_server,
     write_record,
 )
-from infra.errors import ConfigError, Unreachable
+from infra.claims import Claims
+from infra.database import Database, open_database
+from infra.errors import ConfigError, FactoryError, Unreachable
+from infra.fleet import Fleet, Node, pool_name
 from infra.llm.local import process_started
 from infra.settings import Settings
+
+NODE_LEASE_SECONDS = 45.0
+HEARTBEAT_SECONDS = 10.0
+LEAVE_SECONDS = 600.0
+"""How long a node that leaves waits for its runs to end before it stops them; their tickets go to other nodes."""
 
 Say = Callable[[str], None]
 
@@ -42,7 +61,7 @@ class Stopped(Exception):
 
 
 def up(settings: Settings, port: int, say: Say) -> None:
-    """Run server and worker until SIGINT or SIGTERM, then end them. Raises Unreachable when one of them dies.
+    """Run everything until SIGINT or SIGTERM, then end it. Raises Unreachable when a part of it dies.
 
     Raises ConfigError when another `up` of this home runs. A taken port is replaced by a free one.
     """
@@ -50,7 +69,7 @@ def up(settings: Settings, port: int, say: Say) -> None:
     if record and record.up.alive:
         raise ConfigError(f"already up at {record.ui_url} (process {record.up.pid}); `darkfactory down` ends it")
     down(settings, say)
-    with _stopping_on_signals(), suppress(Stopped):
+    with stopping_on_signals(), suppress(Stopped):
         _supervise(settings, free_port(port), say)
     say("stopped")
 
@@ -65,16 +84,31 @@ def _supervise(settings: Settings, port: int, say: Say) -> None:
         _record(settings, api_url, children)
         wait_for_server(api_url, children[0], log)
         os.environ.update(engine_environment(settings), PREFECT_API_URL=api_url)
-        asyncio.run(_set_up_node(settings))
-        children.append(_start_worker(settings))
-        _record(settings, api_url, children)
+        asyncio.run(_set_up_control(settings))
+        slots = settings.model_slots
+        for arguments in (
+            ["deployments.worker", "--pool", CONTROL, "--slots", str(CONTROL_SLOTS)],
+            ["deployments", "node", "join", "--name", settings.node_name, "--slots", str(slots), "--api", api_url],
+            ["deployments.gateway"],
+        ):
+            children.append(_start(settings, arguments))
+            _record(settings, api_url, children)
         say(f"Prefect's pages: {api_url.removesuffix('/api')}")
-        say(f"work pool {NODE_LIMIT!r} with {settings.model_slots} slot(s); Ctrl-C ends all")
+        say(f"webhooks: http://{settings.webhooks.host}:{settings.webhooks.port}/webhooks/github (linear, jira)")
+        say(f"node {settings.node_name!r} with {slots} slot(s); boards: {', '.join(sorted(settings.all_boards))}")
+        say(f"boards are read every {settings.dispatch.every_seconds:.0f} s; Ctrl-C ends all")
         _watch(children, settings)
     finally:
         for child in reversed(children):
             end_group(child)
         record_path(settings.root).unlink(missing_ok=True)
+
+
+def _start(settings: Settings, arguments: list[str]) -> subprocess.Popen[bytes]:
+    name = "node" if "join" in arguments else arguments[0].rpartition(".")[2]
+    environment = {**os.environ, **engine_environment(settings, verbose=True)}  # its output is a log file
+    log = settings.root / "logs" / f"{name}.log"
+    return start_child([sys.executable, "-P", "-m", *arguments], environment, empty_folder(settings), log)
 
 
 def _record(settings: Settings, api_url: str, children: list[subprocess.Popen[bytes]]) -> None:
@@ -88,27 +122,124 @@ def _identity(pid: int) -> Child:
     return Child(pid=pid, started=process_started(pid) or "")
 
 
-async def _set_up_node(settings: Settings) -> None:
-    """Pool, limits and deployments; all of it may be there already."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
-
-    empty = settings.root / "prefect" / "empty"
-    empty.mkdir(parents=True, exist_ok=True)
-    await ensure_limits(settings)
-    async with get_client() as client:
-        pool = WorkPoolCreate(name=NODE_LIMIT, type="process", concurrency_limit=settings.model_slots)
-        await client.create_work_pool(pool, overwrite=True)
-        for definition in DEPLOYMENTS:
-            await apply(client, definition, str(empty))
-
-
-def _start_worker(settings: Settings) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-P", "-m", "prefect", "worker", "start", "--pool", NODE_LIMIT, "--type", "process"]
-    limit = ["--limit", str(settings.model_slots), "--no-create-pool-if-not-found"]
+def empty_folder(settings: Settings) -> Path:
+    """The folder runs start in: Prefect copies it, and nothing in it can be imported by accident."""
     folder = settings.root / "prefect" / "empty"
-    environment = {**os.environ, **engine_environment(settings, verbose=True)}  # its output is a log file
-    return start_child([*command, *limit], environment, folder, settings.root / "logs" / "prefect-worker.log")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+async def _set_up_control(settings: Settings) -> None:
+    """The factory's own pool, flows, schedules and automations; all of it may be there already."""
+    from prefect.client.orchestration import get_client
+
+    async with get_client() as client:
+        await ensure_pool(client, CONTROL, CONTROL_SLOTS)
+        for definition in control_table(settings):
+            await apply(client, definition, str(empty_folder(settings)))
+        await ensure_triggers(client)
+
+
+def join(settings: Settings, name: str, slots: int, labels: Sequence[str], api_url: str, say: Say) -> None:
+    """Be a node until SIGINT, SIGTERM, or until it left. Only outbound connections are made: to Prefect and the database.
+
+    Raises ConfigError (name taken, bad address), Unreachable.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
+        raise ConfigError(f"{name!r} is not usable as a node's name; use letters, digits and . _ - (at most 63)")
+    if not is_healthy(api_url):
+        raise Unreachable(f"no Prefect server answers at {api_url!r}; start `darkfactory up` there, or correct --api")
+    os.environ.update(engine_environment(settings), PREFECT_API_URL=api_url, DARKFACTORY_NODE=name)
+    settings = settings.model_copy(update={"node": name})
+    settings.__dict__.pop("node_name", None)
+    with stopping_on_signals(), suppress(Stopped), open_database(settings) as database:
+        _be_a_node(settings, database, name, slots, labels, say)
+    say(f"node {name!r} ended")
+
+
+def _be_a_node(settings: Settings, database: Database, name: str, slots: int, labels: Sequence[str], say: Say) -> None:
+    from deployments.worker import Worker
+
+    fleet, claims = Fleet(database), Claims(database)
+    fleet.join(name, slots=slots, labels=labels, machine=settings.machine, provider=settings.provider, lease_seconds=NODE_LEASE_SECONDS)  # fmt: skip
+    asyncio.run(_set_up_node(settings, name, slots))
+    say(f"node {name!r} joined with {slots} slot(s), labels: {', '.join(labels) or 'none'}")
+    worker = Worker(settings, pool_name(name), slots + 1, on_ended=lambda run: _requeue_dead(claims, run))
+    try:
+        with worker:
+            _live(fleet, claims, settings, name, worker, say)
+    finally:
+        with suppress(FactoryError):
+            fleet.set_state(name, "left")
+
+
+async def _set_up_node(settings: Settings, name: str, slots: int) -> None:
+    """The node's pool (one more than its slots, so that cleaning never waits for a ticket) and deployments."""
+    from prefect.client.orchestration import get_client
+
+    async with get_client() as client:
+        await ensure_pool(client, pool_name(name), slots + 1)
+        for definition in node_table(name):
+            await apply(client, definition, str(empty_folder(settings)))
+        clean = await client.read_deployment_by_name(f"clean-node/{name}")
+        await client.create_flow_run_from_deployment(clean.id)
+
+
+def _requeue_dead(claims: Claims, flow_run: str) -> None:
+    """The process of a run ended. A ticket it still holds goes to whoever has room, at once."""
+    for claim in claims.held():
+        if claim.flow_run == flow_run:
+            with suppress(FactoryError):
+                claims.requeue(claim, f"its process on node {claim.node} died")
+
+
+def _live(fleet: Fleet, claims: Claims, settings: Settings, name: str, worker: Worker, say: Say) -> None:
+    """Renew the node's lease; stop taking work when it drains, and end when it left, or drained and is done."""
+    while worker.alive:
+        with suppress(Unreachable):  # the database may come back; a lease that ends meanwhile sends tickets elsewhere
+            state = fleet.renew(name, settings.machine, NODE_LEASE_SECONDS)
+            if state is None:
+                raise ConfigError(f"another machine joined as {name!r}; choose another --name")
+            mine = [claim for claim in claims.held() if claim.node == name]
+            if state == "left" or (state == "draining" and not mine):
+                say(f"node {name!r} leaves")
+                return
+        time.sleep(HEARTBEAT_SECONDS)
+    raise Unreachable(f"the worker of node {name!r} ended; look into {str(settings.root / 'logs')!r}")
+
+
+def leave(settings: Settings, name: str, say: Say) -> None:
+    """Drain the node, wait for its runs, then let it end. Raises ConfigError for an unknown node."""
+    with open_database(settings) as database:
+        fleet, claims = Fleet(database), Claims(database)
+        fleet.set_state(name, "draining")
+        deadline = time.monotonic() + LEAVE_SECONDS
+        while mine := [claim.ticket for claim in claims.held() if claim.node == name and claim.state == "running"]:
+            if time.monotonic() > deadline or not _alive(fleet, name):
+                break
+            say(f"node {name!r} still works on {', '.join(mine)}")
+            time.sleep(HEARTBEAT_SECONDS)
+        for claim in claims.held():
+            if claim.node == name:
+                claims.requeue(claim, f"node {name} left")
+        fleet.set_state(name, "left")
+
+
+def _alive(fleet: Fleet, name: str) -> bool:
+    return any(node.name == name and node.alive for node in fleet.nodes())
+
+
+def drain(settings: Settings, name: str) -> None:
+    """Give the node no more work; what runs there goes on. Raises ConfigError for an unknown node."""
+    with open_database(settings) as database:
+        Fleet(database).set_state(name, "draining")
+
+
+def listed(settings: Settings) -> list[tuple[Node, list[str]]]:
+    """All nodes with the keys of the tickets they hold."""
+    with open_database(settings) as database:
+        held = Claims(database).held()
+        return [(node, [c.ticket for c in held if c.node == node.name]) for node in Fleet(database).nodes()]
 
 
 def _watch(children: list[subprocess.Popen[bytes]], settings: Settings) -> None:
@@ -124,7 +255,9 @@ def _watch(children: list[subprocess.Popen[bytes]], settings: Settings) -> None:
 
 
 @contextmanager
-def _stopping_on_signals() -> Iterator[None]:
+def stopping_on_signals() -> Iterator[None]:
+    """SIGINT and SIGTERM raise Stopped while inside."""
+
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise Stopped
 

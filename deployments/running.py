@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from deployments.engine import choose_engine, ensure_limits
+from deployments.engine import choose_engine
 from infra.llm import ModelClient
 from infra.llm.opening import open_model
 from infra.settings import Settings
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from tasks.models import Outcome
 
 
-def work(settings: Settings, ticket: str, repository: str | None, verbose: bool) -> Outcome:
+def work(settings: Settings, ticket: str, repository: str | None, verbose: bool, board: str = "folder") -> Outcome:
     """Run `work_ticket` to its end. Raises FactoryError; mistakes in ticket, repository or model show before anything starts."""
     engine = choose_engine(settings, verbose)
     from tasks.intake import find_repository, find_ticket
 
-    find_repository(find_ticket(ticket), repository)
+    find_repository(find_ticket(ticket, board), repository)
     model = _open_model(settings)
     atexit.register(
         engine.stop
@@ -34,26 +34,25 @@ def work(settings: Settings, ticket: str, repository: str | None, verbose: bool)
     if settings.model == "embedded":
         asyncio.run(model.check())  # loads the weights while Prefect's server starts
     engine.wait()
-    return _run_flow(settings, ticket, repository, verbose)
+    return _run_flow(ticket, repository, verbose, board)
 
 
-def _run_flow(settings: Settings, ticket: str, repository: str | None, verbose: bool) -> Outcome:
+def _run_flow(ticket: str, repository: str | None, verbose: bool, board: str) -> Outcome:
     """Prefect takes SIGTERM over while a flow runs and raises a signal of its own, which is our interruption."""
     from prefect.exceptions import TerminationSignal
 
     try:
-        return asyncio.run(_work(settings, ticket, repository, verbose))
+        return asyncio.run(_work(ticket, repository, verbose, board))
     except TerminationSignal:
         raise KeyboardInterrupt from None
 
 
-async def _work(settings: Settings, ticket: str, repository: str | None, verbose: bool) -> Outcome:
+async def _work(ticket: str, repository: str | None, verbose: bool, board: str) -> Outcome:
     from deployments.screen import shown_progress
     from flows.ticket import work_ticket
 
-    await ensure_limits(settings)
     with shown_progress(ticket, verbose):
-        return await work_ticket(ticket, repository)
+        return await work_ticket(ticket, repository, board)
 
 
 def _open_model(settings: Settings) -> ModelClient:

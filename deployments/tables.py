@@ -85,6 +85,51 @@ def _events(history: TicketHistory) -> list[RenderableType]:
     return [Text(f"\n({left_out} earlier events: see --json)"), *lines] if left_out else lines
 
 
+def status_view(snapshot: Snapshot) -> RenderableType:
+    """What is going on, and below it the tickets."""
+    parts: list[RenderableType] = [_pauses(snapshot), *_claims(snapshot)]
+    if snapshot.nodes:
+        busy = [(n, [c.ticket for c in snapshot.running if c.node == n.name]) for n in snapshot.nodes]
+        parts += [nodes_table(busy), Text()]
+    parts.append(
+        status_table(list(snapshot.tickets))
+        if snapshot.tickets
+        else Text("No ticket was worked on yet; start with `darkfactory demo`.")
+    )
+    return Group(*parts)
+
+
+def _pauses(snapshot: Snapshot) -> RenderableType:
+    lines = []
+    for pause in snapshot.pauses:
+        end = f"until {_time(pause.until)}" if pause.until else f"until `darkfactory resume {pause.scope}`"
+        lines.append(Text(f"paused: {pause.scope} {end}: {pause.reason}", style="yellow"))
+    return Group(*lines, *([Text()] if lines else []))
+
+
+def _claims(snapshot: Snapshot) -> list[RenderableType]:
+    rows = [
+        *((c.state, c.ticket, f"node {c.node}, lease until {c.lease_until.astimezone():%H:%M:%S}") for c in snapshot.running),
+        *(("again", c.ticket, f"{_time(c.due_at) if c.due_at else 'now'}: {c.reason}") for c in snapshot.retrying),
+        *(("parked", c.ticket, c.question or c.reason) for c in snapshot.parked),
+    ]
+    if not rows:
+        return []
+    table = _table("", "ticket", "")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return [table, Text()]
+
+
+def nodes_table(nodes: list[tuple[Node, list[str]]]) -> Table:
+    table = _table("node", "state", "slots", "labels", "works on")
+    for node, tickets in nodes:
+        state = node.state if node.alive or node.state == "left" else f"{node.state}, silent since {_time(node.lease_until)}"
+        slots = f"{len(tickets)}/{node.slots}"
+        table.add_row(*map(Text, (node.name, state, slots, ", ".join(node.labels), ", ".join(tickets))))
+    return table
+
+
 def doctor_table(checks: list[Check]) -> Table:
     table = _table("", "check", "")
     for check in checks:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 
 from prefect import flow
 
+from tasks.attempts import close, give_back
 from tasks.coding import in_waves, write_code
 from tasks.collecting import collect
 from tasks.delivery import archive, cost_so_far
-from tasks.intake import alone, close, give_back, take_in, write_brief
+from tasks.holding import holding, take_hold, waiting_for_their_turn
+from tasks.intake import alone, find_repository, find_ticket, take_in, write_brief
 from tasks.judging import judge
 from tasks.measuring import measure, rank
 from tasks.memory import remember
 from tasks.models import (
+    Assignment,
     Audit,
     Brief,
     Candidate,
@@ -36,24 +40,48 @@ from tasks.scribe import write_up
 from tasks.security import audit
 from tasks.testing import credible_tests, write_tests
 
+logger = logging.getLogger(__name__)
+
 
 @flow(name="work-ticket", flow_run_name="{ticket}", persist_result=True)
-async def work_ticket(ticket: str, repository: str | None = None) -> Outcome:
-    """Work `ticket` of the board on `repository` (a configured name, a path, or what the ticket names).
+async def work_ticket(
+    ticket: str, repository: str | None = None, board: str = "folder", token: int | None = None
+) -> Outcome:
+    """Work `ticket` of `board` on `repository` (a configured name, a path, or what the ticket routes to).
 
-    Returns how it ended, ACCEPT or REJECT. Raises ConfigError, InfraError (nothing burnt, run again) or WorkFailed.
+    `token` is the claim a dispatcher made for this run; without one the run claims the ticket itself. Returns how it ended,
+    ACCEPT or REJECT. Raises ConfigError, InfraError (nothing burnt, run again), NeedsHuman or WorkFailed.
     """
     started = time.monotonic()
-    with alone(ticket):
-        job = await take_in(ticket, repository)
-        try:
-            outcome = await deliver(job, started)
-        except FactoryError as error:
-            await give_back(job, error)
-            raise
-        await close(job, outcome)
-        await remember(job, outcome)
-        return outcome
+    found = find_ticket(ticket, board)
+    with alone(found):
+        claim = take_hold(found, find_repository(found, repository)[0], token)
+        async with holding(claim):
+            job = await take_in(found, repository, claim, token is not None)
+            try:
+                outcome = await deliver(job, started)
+            except FactoryError as error:
+                await give_back(job, error, time.monotonic() - started)
+                raise
+            await close(job, outcome)
+            await remember(job, outcome)
+            return outcome
+
+
+@flow(name="work-tickets", flow_run_name="batch of {tickets}", persist_result=True)
+async def work_tickets(tickets: list[Assignment]) -> list[Outcome]:
+    """A few small tickets of one repository in one session, one after the other, each with a pull request of its own (T13).
+
+    One that fails is settled like any other and does not stop the rest.
+    """
+    outcomes: list[Outcome] = []
+    with waiting_for_their_turn(tickets):
+        for each in tickets:
+            try:
+                outcomes.append(await work_ticket(each.ticket, each.repository, each.board, each.token))
+            except FactoryError as error:
+                logger.warning("ticket=%s outcome=failed reason=%r", each.ticket, str(error))
+    return outcomes
 
 
 async def deliver(job: Job, started: float) -> Outcome:

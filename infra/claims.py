@@ -188,16 +188,17 @@ class Claims:
         with self._transaction() as session:
             session.execute(mine.values(flow_run=flow_run))
 
-    def renew(self, claim: Claim, progress_at: datetime | None = None) -> str | None:
-        """Prolong the lease, and note the last sign of progress. Returns why the run shall stop, if it shall.
+    def renew(self, claim: Claim, idle_seconds: float | None = None) -> str | None:
+        """Prolong the lease, and note how long ago the run last got on. Returns why the run shall stop, if it shall.
 
         Raises FencedOff when another holder took over or the claim ended.
         """
         with self._transaction() as session:
             row = self._own_row(session, claim)
-            row.lease_until = self._now(session) + timedelta(seconds=row.lease_seconds)
-            if progress_at and (row.progress_at is None or progress_at > row.progress_at):
-                row.progress_at = progress_at
+            now = self._now(session)
+            row.lease_until = now + timedelta(seconds=row.lease_seconds)
+            if idle_seconds is not None:
+                row.progress_at = now - timedelta(seconds=idle_seconds)
             return row.stop
 
     @contextmanager
@@ -224,8 +225,8 @@ class Claims:
         self._end(claim, state="parked", reason=reason, question=question, counter=counter)
 
     def resume(self, claim: Claim, reason: str) -> bool:
-        """A parked ticket may go on now. False when it was not parked any more."""
-        resumed = self._mine(claim).where(ClaimTable.state == "parked")
+        """A ticket that is parked, or waits for its time, may go on now. False when it did neither any more."""
+        resumed = self._mine(claim).where(ClaimTable.state.in_(("parked", "retry-queued")))
         with self._transaction() as session:
             now = self._now(session)
             done = session.execute(

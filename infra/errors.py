@@ -6,6 +6,7 @@ One question decides retries: is it an `InfraError`? Then nothing the ticket did
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Literal
 
 
 class FactoryError(Exception):
@@ -13,6 +14,8 @@ class FactoryError(Exception):
 
     exit_code = 1
     category = "work"
+    service: str | None = None
+    """What failed, when it was not the model: `board:NAME` of factory.yaml. It is paused then, not the model's provider."""
 
 
 class ConfigError(FactoryError):
@@ -89,6 +92,16 @@ class FencedOff(InfraError):
     """This run no longer holds its ticket: its lease ended and another run took over. It must not write anything more."""
 
     category = "fenced"
+
+
+class Stopped(InfraError):
+    """The run was told to stop (its ticket was closed or taken away, it made no progress, or its time is over)."""
+
+    category = "stopped"
+
+    def __init__(self, message: str, kind: Literal["stalled", "timeout", "cancelled"] = "cancelled") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class NeedsHuman(FactoryError):

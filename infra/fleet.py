@@ -26,18 +26,20 @@ class NodeTable(Table):
     labels: Mapped[list[str]]
     state: Mapped[str]
     machine: Mapped[str]
+    provider: Mapped[str]
     lease_until: Mapped[datetime]
     joined_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class Node(Row):
-    """A node as it was read. `alive`: its lease has not ended; only `active` and alive nodes get work."""
+    """A node as it was read. `provider` is who answers its models (a pause scope); `alive`: its lease has not ended; only `active` and alive nodes get work."""
 
     name: str
     slots: int
     labels: tuple[str, ...]
     state: NodeState
     machine: str
+    provider: str
     lease_until: datetime
     joined_at: datetime
     alive: bool = False
@@ -59,7 +61,7 @@ class Fleet:
         self._transaction = database.transaction
         self._clock = clock
 
-    def join(self, name: str, *, slots: int, labels: Sequence[str], machine: str, lease_seconds: float) -> Node:
+    def join(self, name: str, *, slots: int, labels: Sequence[str], machine: str, provider: str, lease_seconds: float) -> Node:
         """Join, or come back with other slots or labels. Raises ConfigError while another machine lives under the name."""
         with self._transaction() as session:
             now = self._now(session)
@@ -68,6 +70,7 @@ class Fleet:
                 "labels": sorted({label.strip().lower() for label in labels if label.strip()}),
                 "state": "active",
                 "machine": machine,
+                "provider": provider,
                 "lease_until": now + timedelta(seconds=lease_seconds),
             }
             old = session.get(NodeTable, name, with_for_update=True)

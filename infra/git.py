@@ -237,11 +237,10 @@ class Mirror:
             )  # fmt: skip
 
     def sweep(self, root: Path, keep: set[str]) -> list[str]:
-        """Remove the worktrees of all tickets whose keys are not in `keep`. Returns the folder names removed."""
+        """Remove the worktrees of all tickets whose folder names are not in `keep`. Returns the names removed."""
         if not root.is_dir():
             return []
-        kept = {directory_name(key) for key in keep}
-        gone = sorted(entry.name for entry in root.resolve().iterdir() if entry.name not in kept)
+        gone = sorted(entry.name for entry in root.resolve().iterdir() if entry.name not in keep)
         self._remove(root, *(root.resolve() / name for name in gone))
         return gone
 

@@ -307,6 +307,16 @@ class Ledger:
         with self._transaction() as session:
             return len(session.scalars(burnt).all())
 
+    def ended_attempts(self, since: datetime) -> list[tuple[datetime, float, bool]]:
+        """Attempts of all boards that ended after `since`: when, after how many seconds, and whether they failed."""
+        query = select(AttemptTable).where(AttemptTable.ended_at > since, AttemptTable.outcome != "cancelled")
+        with self._transaction() as session:
+            return [
+                (row.ended_at, (row.ended_at - row.started_at).total_seconds(), row.outcome.endswith("_failed"))
+                for row in session.scalars(query.order_by(AttemptTable.ended_at))
+                if row.ended_at is not None and row.outcome is not None
+            ]
+
     def record_session(
         self,
         attempt_id: int,

@@ -76,6 +76,12 @@ class Pauses:
             row = session.get(PauseTable, scope)
             return row.times if row else 0
 
+    def last_end(self, scope: str) -> datetime | None:
+        """When the scope's last pause was lifted; what failed before it says nothing about now."""
+        with self._transaction() as session:
+            row = session.get(PauseTable, scope)
+            return row.lifted_at if row else None
+
     def take_probe(self, scope: str, probe: str) -> bool:
         """Be the one run that may try although the scope is paused. True for one caller until `pause` or `succeed`."""
         taken = (

@@ -7,31 +7,38 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
-import yaml
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
-    YamlConfigSettingsSource,
 )
 
 from infra.errors import ConfigError
 from infra.llm import Tier
+from infra.mistakes import Conflicts, Document, Place, explain, nearest, read_document
 from infra.sections import (
     BoardSection,
     DispatchSection,
     FolderBoardSection,
     NotifySection,
     RepositorySection,
+    Secret,
     StrongModelSection,
     WebhooksSection,
 )
+
+_document: ContextVar[Document | None] = ContextVar("document", default=None)
+"""The file's content while `parse_settings` reads it; None: the file of `config_path` is read."""
 
 
 class Settings(BaseSettings):
@@ -44,7 +51,7 @@ class Settings(BaseSettings):
     """`embedded`, `openai/MODEL` (any OpenAI-compatible endpoint) or `anthropic/MODEL`."""
     model_url: str | None = None
     """Base URL of an `openai/...` endpoint (with `/v1`) or of the Anthropic API; None: the vendor's own."""
-    model_key: SecretStr | None = None
+    model_key: Secret | None = None
     """API key; None: OPENAI_API_KEY or ANTHROPIC_API_KEY of the environment."""
     model_tier: Tier | None = None
     """None: `small` for `embedded`, `capable` for the rest."""
@@ -92,9 +99,14 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        path = config_path()
-        sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
-        return (*sources, YamlConfigSettingsSource(settings_cls, yaml_file=path)) if path else sources
+        document = _document.get() or read_settings_file(config_path())
+        return (init_settings, env_settings, InitSettingsSource(settings_cls, _given(document.values)))
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if found := [*_shared_tickets(self), *_unknown_repositories(self)]:
+            raise Conflicts(found)
+        return self
 
     @cached_property
     def root(self) -> Path:
@@ -113,8 +125,25 @@ class Settings(BaseSettings):
         return self.node or platform.node() or "node"
 
     @property
+    def provider(self) -> str:
+        """Who answers the model's calls, as pauses name it: `embedded@NODE`, `openai`, `anthropic`, or with its host."""
+        return provider_of(self.model, self.model_url, self.node_name)
+
+    @cached_property
+    def machine(self) -> str:
+        """This home on this machine: where the kernel locks of its runs live."""
+        return f"{platform.node()}:{self.root}"
+
+    @property
     def tier(self) -> Tier:
         return self.model_tier or ("small" if self.model == "embedded" else "capable")
+
+
+def provider_of(model: str, url: str | None, node: str) -> str:
+    """`model` and `url` as in the settings."""
+    if model == "embedded":
+        return f"embedded@{node}"
+    return f"{model.partition('/')[0]}@{urlsplit(url).netloc}" if url else model.partition("/")[0]
 
 
 def config_path() -> Path | None:
@@ -122,30 +151,118 @@ def config_path() -> Path | None:
 
     Never the current folder's: that may be a repository, and its file could turn the sandbox off.
     """
-    named = os.environ.get("DARKFACTORY_CONFIG")
-    if named:
-        if not Path(named).is_file():
-            raise ConfigError(
-                f"DARKFACTORY_CONFIG names {named!r}, which is not a file; create it or unset the variable"
-            )
-        return Path(named)
+    path = wanted_config_path()
+    if path.is_file():
+        return path
+    if os.environ.get("DARKFACTORY_CONFIG"):
+        raise ConfigError(
+            f"DARKFACTORY_CONFIG names {str(path)!r}, which is not a file; create it or unset the variable"
+        )
+    return None
+
+
+def wanted_config_path() -> Path:
+    """Where factory.yaml is looked for, whether it is there or not."""
     home = Path(os.environ.get("DARKFACTORY_HOME", "~/.darkfactory")).expanduser()
-    return home / "factory.yaml" if (home / "factory.yaml").is_file() else None
+    return Path(os.environ.get("DARKFACTORY_CONFIG") or home / "factory.yaml")
+
+
+def read_settings_file(path: Path | None) -> Document:
+    """What the file says; nothing for None. Raises ConfigError."""
+    return Document({}, {}) if path is None else read_document(settings_text(path), str(path))
+
+
+def settings_text(path: Path) -> str:
+    """The file's text. Raises ConfigError when it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{str(path)!r} cannot be read: {error}; correct it") from None
 
 
 def load_settings(**overrides: Any) -> Settings:
     """Read and check all settings. Raises ConfigError with one line per mistake."""
+    path = config_path()
+    return _built(read_settings_file(path), str(path) if path else None, overrides)
+
+
+def parse_settings(text: str, name: str) -> Settings:
+    """As `load_settings`, with `text` as the content of the file `name` (environment variables still win)."""
+    return _built(read_document(text, name), name, {})
+
+
+def _built(document: Document, name: str | None, overrides: dict[str, Any]) -> Settings:
+    token = _document.set(document)
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e.get('input')!r:.80})" for e in error.errors()]
+        places = f"{name!r} or the environment" if name else "the environment"
+        lines = _without_overridden(document.lines)
         raise ConfigError(
-            "settings are not valid; correct these in factory.yaml or the environment:\n  " + "\n  ".join(lines)
+            f"settings are not valid; correct these in {places}:\n  " + "\n  ".join(explain(error, Settings, lines))
         ) from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{str(config_path())!r} is not valid YAML: {error}") from None
     except (SettingsError, ValueError, TypeError) as error:
-        places = f"the environment (DARKFACTORY_*) and {str(config_path())!r}"
         raise ConfigError(
-            f"a setting cannot be read: {error}; look in {places}; lists and mappings are JSON there"
+            f"a setting cannot be read: {error}; look in the environment (DARKFACTORY_*); lists and mappings are JSON there"
         ) from None
+    finally:
+        _document.reset(token)
+
+
+def _without_overridden(lines: Mapping[Place, int]) -> dict[Place, int]:
+    """The lines of the file that the environment does not override: a mistake may stand there instead."""
+    named = {name.lower() for name in os.environ}
+    return {place: line for place, line in lines.items() if f"darkfactory_{place[0]}".lower() not in named}
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A section of which every line is commented out is an absent one."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _shared_tickets(settings: Settings) -> Iterator[tuple[Place, str]]:
+    """Two boards must neither hold the same tickets nor give the same keys: a key names one ticket of the factory."""
+    owners: dict[str, str] = {}
+    for name, board in settings.all_boards.items():
+        for mark, words in _marks(board):
+            first = owners.setdefault(mark, name)
+            if first != name:
+                yield ("boards", name), f"{words} is also that of the board {first!r}; {_REMEDY[board.kind]}"
+
+
+_REMEDY = {
+    "folder": "give one of them another `path`",
+    "github": "give one of them another `project`, or another `key_prefix`",
+    "linear": "remove one of them, or change the other's `key_prefix` or `team`",
+    "jira": "remove one of them, or change the other's `key_prefix` or `project`",
+}
+
+
+def _marks(board: BoardSection) -> list[tuple[str, str]]:
+    """What no two boards may share, and the words for it: the source of the tickets and what their keys begin with."""
+    match board.kind:
+        case "folder":
+            path = str(board.path.expanduser().absolute())
+            return [(path, f"the folder {path!r}")]
+        case "github":
+            prefix = board.key_prefix or board.project.partition("/")[2]
+            return [(f"github {board.url} {board.project}".lower(), f"the project {board.project!r}"), _key(prefix)]
+        case "linear":
+            return [_key(board.team)]
+        case "jira":
+            return [_key(board.project)]
+
+
+def _key(prefix: str) -> tuple[str, str]:
+    return f"key {prefix.lower()}", f"the key prefix {prefix!r}"
+
+
+def _unknown_repositories(settings: Settings) -> Iterator[tuple[Place, str]]:
+    known = sorted(settings.repositories)
+    for name, board in settings.boards.items():
+        if board.repository is not None and board.repository not in known:
+            said = nearest(board.repository, known)
+            yield (
+                ("boards", name, "repository"),
+                f"{board.repository!r} is not in `repositories`{said}; configured: {', '.join(known) or 'none'}",
+            )

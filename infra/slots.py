@@ -41,6 +41,14 @@ def sole(folder: Path, what: str) -> Iterator[None]:
         os.close(handle)
 
 
+def is_held(folder: Path) -> bool:
+    """Whether some process is inside `sole` for `folder` now."""
+    handle = _take(folder, 1)
+    if handle is not None:
+        os.close(handle)
+    return handle is None
+
+
 def _take(folder: Path, count: int) -> int | None:
     """The open file of a slot that is ours now, or None. The lock belongs to the open file, not to the process."""
     for number in range(count):

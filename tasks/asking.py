@@ -87,7 +87,7 @@ async def _passes(task: Any, run: Any, state: Any) -> bool:
 )
 async def ask(asker: Asker, request: ModelRequest, model: str) -> Completion:
     """Ask the configured model, which must be `model`. Raises what `ModelClient.complete` raises."""
-    client = await services.model()
+    client = await services.model_named(model)
     started = time.monotonic()
     pieces = 0
 
@@ -101,7 +101,8 @@ async def ask(asker: Asker, request: ModelRequest, model: str) -> Completion:
     settings = services.settings()
     async with slot(settings.root / "run" / MODEL_SLOTS, settings.model_slots):
         began = time.monotonic()
-        completion = await client.complete(request, on_text)
+        with progress.may_be_silent(settings.model_timeout_seconds):  # the time before the first token
+            completion = await client.complete(request, on_text)
     services.ledger().record_session(
         asker.attempt_id,
         ask_key(asker, request, model),

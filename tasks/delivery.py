@@ -26,7 +26,7 @@ def cost_table(job: Job, usage: Usage) -> list[str]:
 @task(name="cost", task_run_name="cost")
 async def cost_so_far(job: Job) -> Usage:
     """All calls of this ticket's attempts from the ledger, each counted once however often a run was resumed."""
-    usage = await asyncio.to_thread(services.ledger().usage_of, job.ticket.key)
+    usage = await asyncio.to_thread(services.ledger(job.ticket.board).usage_of, job.ticket.key)
     await paper.leave(job, "cost", "\n".join(cost_table(job, usage)))
     return usage
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +11,10 @@ from pathlib import Path
 
 from prefect import task
 
-from infra.errors import ConfigError, DiskFull, FactoryError, InfraError, TestsFailed, WorkFailed
+from infra.boards.folder import FolderBoard
+from infra.claims import Claim
+from infra.errors import ConfigError, DiskFull, TestsFailed, WorkFailed
 from infra.git import Mirror, directory_name, ensure_bare, is_dirty
-from infra.ledger import AttemptOutcome
 from infra.sections import RepositorySection
 from infra.slots import sole
 from infra.test_runners import detect_policy
@@ -28,38 +28,47 @@ from tasks.context import (
     select_code,
 )
 from tasks.evidence import run_baseline
-from tasks.models import Brief, Job, Outcome, Policy, Repository, TestReport, Ticket
+from tasks.failures import next_tier
+from tasks.holding import fence
+from tasks.models import Brief, Job, Policy, Repository, TestReport, Ticket
 from tasks.policy import read_policy, read_rules
-from tasks.publishing import IN_PROGRESS
+from tasks.routing import route
 from tasks.testing import examples_as_tests, sources
 
+CLAIM_MARKER = "claim"
 FREE_BYTES_NEEDED = 200 << 20
 
 
-def find_ticket(key: str) -> Ticket:
+def find_ticket(key: str, board: str = "folder") -> Ticket:
     """The ticket on the board. ConfigError when there is none, or when it has no title or text to work from."""
-    return services.board().find(key)
+    opened = services.board(board)
+    if isinstance(opened, FolderBoard):
+        return opened.find(key)
+    found = opened.tickets_by_keys([key])
+    if not found:
+        raise ConfigError(f"no ticket {key!r} on the board {board!r}; correct the key or give --board")
+    return found[0]
 
 
 @contextmanager
-def alone(key: str) -> Iterator[None]:
+def alone(ticket: Ticket) -> Iterator[None]:
     """Hold the ticket on this machine: a second run of it ends at once, and a killed one frees it by dying."""
-    ticket = find_ticket(key)
-    with sole(services.settings().root / "run" / "tickets" / directory_name(ticket.key), f"ticket {ticket.key!r}"):
+    with sole(services.ticket_lock(ticket.board, ticket.key), f"ticket {ticket.key!r}"):
         yield
 
 
-def own_state(key: str) -> str:
-    """The state a ticket had before the factory took it, from the ledger; `todo` when that was never recorded."""
-    return services.ledger().recorded_state(key) or "todo"
+def own_state(ticket: Ticket) -> str:
+    """The state a ticket had before the factory took it, from the ledger, else the first of the board's queue."""
+    recorded = services.ledger(ticket.board).recorded_state(ticket.key)
+    return recorded or services.board_section(ticket.board).states.queue[0]
 
 
 def find_repository(ticket: Ticket, named: str | None) -> tuple[str, RepositorySection]:
-    """The repository of a run: named on the command line (a configured name or a path), or by the ticket."""
+    """The repository of a run: named on the command line (a configured name or a path), or where the ticket routes to."""
     known = services.settings().repositories
-    wanted = named or ticket.repository
-    if wanted is None and len(known) == 1:
-        wanted = next(iter(known))
+    wanted = named
+    if wanted is None:
+        wanted = route(ticket, known, services.board_section(ticket.board).repository).repository or ticket.repository
     if wanted is None:
         raise ConfigError(
             f"ticket {ticket.key!r} names no repository: pass --repo PATH or set `repository:` in the ticket"
@@ -96,27 +105,28 @@ def pin(name: str, configured: RepositorySection) -> Repository:
 
 
 @task(name="intake", task_run_name="intake")
-async def take_in(key: str, repository: str | None) -> Job:
+async def take_in(ticket: Ticket, repository: str | None, claim: Claim, dispatched: bool) -> Job:
     """Everything that can be wrong with ticket, repository, disk, sandbox or model shows here, before work starts."""
     settings = services.settings()
     _need_space(settings.root)
-    ticket = await asyncio.to_thread(find_ticket, key)
     name, configured = find_repository(ticket, repository)
     services.sandbox()
     pinned = await asyncio.to_thread(pin, name, configured)
     dirty = await is_dirty(configured.path.expanduser(), services.sandbox())
-    model = await services.model()
-    ledger = services.ledger()
-    if ticket.state == IN_PROGRESS:  # a run that was killed left it so; its own state is the one recorded before
-        ticket = ticket.model_copy(update={"state": await asyncio.to_thread(own_state, ticket.key)})
+    strong = next_tier(claim.failures, settings.strong is not None) == "strong"
+    model = await services.model(strong)
+    ledger, states = services.ledger(ticket.board), services.board_section(ticket.board).states
+    if (
+        ticket.state.casefold() == states.working.casefold()
+    ):  # a killed run left it so; its own state was recorded before
+        ticket = ticket.model_copy(update={"state": await asyncio.to_thread(own_state, ticket)})
     await asyncio.to_thread(ledger.record_ticket, ticket, name)
     attempt = await asyncio.to_thread(ledger.start_attempt, ticket.key, pinned.base_sha, ticket.revision)
     burnt = await asyncio.to_thread(ledger.burnt_attempts, ticket.key)
     warnings = (f"{configured.path} has uncommitted changes; work starts from its last commit",) if dirty else ()
     for warning in warnings:
         progress.report(ticket.key, phase="brief", role="intake", message=warning)
-    await asyncio.to_thread(services.board().move, ticket.key, IN_PROGRESS)
-    return Job(
+    job = Job(
         ticket=ticket,
         repository=pinned,
         attempt_id=attempt.id,
@@ -129,6 +139,25 @@ async def take_in(key: str, repository: str | None) -> Job:
         max_samples=settings.max_samples,
         seed=settings.seed,
         warnings=warnings,
+        provider=services.provider(strong),
+        claim=claim,
+        dispatched=dispatched,
+        final=not dispatched or claim.failures + 1 >= settings.dispatch.max_attempts,
+    )
+    await asyncio.to_thread(_move_to_work, job, states.working)
+    return job
+
+
+def _move_to_work(job: Job, working: str) -> None:
+    with fence(job):
+        services.board(job.ticket.board).move(job.ticket.key, working)
+
+
+def claim_note(claim: Claim, attempt: int) -> str:
+    """What the ticket says about its claim. The lease is renewed while the run lives."""
+    return (
+        f"Claimed by node {claim.node} for attempt {attempt}; the claim is void after "
+        f"{claim.lease_until:%Y-%m-%d %H:%M:%S} UTC unless it is renewed."
     )
 
 
@@ -214,26 +243,3 @@ def _as_markdown(brief: Brief) -> str:
         "", "Code shown:", *places, "", f"Examples of the ticket that fail now: {len(own.red) if own else 0}",
         f"Memories recalled: {len(brief.memories)}",
     ])  # fmt: skip
-
-
-@task(name="close attempt", task_run_name="close attempt")
-async def close(job: Job, outcome: Outcome) -> None:
-    """Write how the attempt ended. A rejection burns the attempt."""
-    ended: AttemptOutcome = "accepted" if outcome.decision == "ACCEPT" else "rejected"
-    await asyncio.to_thread(services.ledger().end_attempt, job.attempt_id, ended)
-
-
-async def give_back(job: Job, error: FactoryError) -> None:
-    """End an attempt that an error stopped. The ticket returns to its own state; only `WorkFailed` burns the attempt."""
-    outcome: AttemptOutcome = "infra_failed" if isinstance(error, InfraError | ConfigError) else "work_failed"
-
-    def write() -> None:
-        services.ledger().end_attempt(job.attempt_id, outcome, failure_class=type(error).__name__, error=str(error))
-        services.board().move(job.ticket.key, job.ticket.state)
-        if outcome == "work_failed":
-            reason = re.sub(r"\s+", " ", str(error))[:500]
-            services.board().comment(
-                job.ticket.key, f"Attempt {job.attempt} failed: {reason}", marker=f"failed-{job.attempt}"
-            )
-
-    await asyncio.to_thread(write)

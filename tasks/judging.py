@@ -69,7 +69,7 @@ async def judge(
         opinion, usage = await _opinion(job, brief, evidence, review, candidate.number, round)
     verdict = decide(evidence, candidate, opinion, capable=job.tier == "capable", last_round=last)
     verdict = verdict.model_copy(update={"usage": usage})
-    services.ledger().record_verdict(job.attempt_id, round, candidate.head_sha, verdict.decision, verdict.reasons,
+    services.ledger(job.ticket.board).record_verdict(job.attempt_id, round, candidate.head_sha, verdict.decision, verdict.reasons,
                                      evidence.model_dump(mode="json", exclude={"diff"}))  # fmt: skip
     await paper.leave(job, f"verdict-{round}", as_markdown(verdict))
     return verdict

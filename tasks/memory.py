@@ -21,7 +21,7 @@ def recall(ticket: Ticket) -> tuple[str, ...]:
 @task(name="remember", task_run_name="remember")
 async def remember(job: Job, outcome: Outcome) -> None:
     """Keep how the run ended, success or failure, with its context."""
-    services.ledger().record_event(
+    services.ledger(job.ticket.board).record_event(
         job.attempt_id,
         job.ticket.key,
         "outcome",

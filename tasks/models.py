@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from infra.boards import Comment, Ticket
+from infra.claims import Claim
 from infra.errors import FactoryError
 from infra.llm import Completion, Frozen, Message, ModelRequest, Tier, Usage
 from infra.pull_requests import PullRequest
@@ -27,6 +28,16 @@ Ending = Literal["done", "unchanged", "invalid", "truncated", "stuck", "limit", 
 step again and again (`stuck`), a bound hit (`limit`), or the model said it cannot (`declined`)."""
 
 
+class Hooks(Frozen):
+    """Shell commands around a run, in the sandbox, without network (WS4). `timeout_seconds` bounds each of them."""
+
+    after_create: str | None = None
+    before_run: str | None = None
+    after_run: str | None = None
+    before_remove: str | None = None
+    timeout_seconds: float = Field(default=60, gt=0)
+
+
 class Policy(Frozen):
     """What a repository allows and how it is tested: front matter of its WORKFLOW.md, else detected.
 
@@ -40,6 +51,7 @@ class Policy(Frozen):
     network: bool = False
     timeout_seconds: float = Field(default=300, gt=0)
     protected_paths: tuple[str, ...] = (".git*", ".git*/**", ".github/**", ".darkfactory/**")
+    hooks: Hooks = Hooks()
 
 
 class Repository(Frozen):
@@ -290,11 +302,28 @@ class Job(Frozen):
     max_samples: int
     seed: int
     warnings: tuple[str, ...] = ()
+    provider: str = ""
+    """Who answers the model's calls, as pauses name it."""
+    claim: Claim
+    """The right to work on the ticket; every write shows it."""
+    dispatched: bool = False
+    """Started by the dispatcher, not by a person."""
+    final: bool = True
+    """A failure is the last word; else another attempt follows."""
 
     @property
     def thought(self) -> str:
         """What must be thought anew when it changes: ticket, base, attempt and seed. Part of every cache key."""
         return f"{self.ticket.revision}:{self.repository.base_sha}:{self.attempt}:{self.seed}"
+
+
+class Assignment(Frozen):
+    """A claimed ticket of a batch: the parameters of `work_ticket`."""
+
+    ticket: str
+    repository: str
+    board: str
+    token: int
 
 
 class Outcome(Frozen):

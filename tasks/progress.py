@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 from pydantic import Field
@@ -27,6 +29,33 @@ class Progress(Frozen):
     tokens: int = Field(default=0, ge=0)
     tokens_per_second: float = 0.0
     done: bool = False
+
+
+_last = time.monotonic()
+_silences: dict[object, float] = {}
+
+
+@contextmanager
+def may_be_silent(seconds: float) -> Iterator[None]:
+    """A step that says nothing for up to `seconds`, because it has a time limit of its own, is not stuck meanwhile."""
+    silence = object()
+    _silences[silence] = time.monotonic() + seconds
+    try:
+        yield
+    finally:
+        del _silences[silence]
+        touch()
+
+
+def touch() -> None:
+    """Something got on."""
+    global _last
+    _last = time.monotonic()
+
+
+def idle_seconds() -> float:
+    """How long nothing was reported in this process, without the silence that was announced."""
+    return max(0.0, time.monotonic() - max(_last, *_silences.values(), 0.0))
 
 
 Listener = Callable[[Progress], None]
@@ -63,6 +92,7 @@ def report(
         tokens_per_second=tokens_per_second,
         done=done,
     )
+    touch()
     for listener in tuple(_listeners):
         try:
             listener(event)

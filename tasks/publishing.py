@@ -8,11 +8,9 @@ from prefect import task
 
 from infra.git import branch_name
 from tasks import services
+from tasks.holding import fence
 from tasks.models import Candidate, Job, PullRequest, Verdict
 from tasks.scribe import PullRequestText
-
-IN_PROGRESS, IN_REVIEW, REJECTED = "in progress", "in review", "rejected"
-"""States the factory moves a ticket to; it goes back to its own state when infrastructure fails."""
 
 
 @task(name="publish", task_run_name="publish")
@@ -24,34 +22,37 @@ async def publish(job: Job, candidate: Candidate, text: PullRequestText) -> Pull
 def _publish(job: Job, candidate: Candidate, text: PullRequestText) -> PullRequest:
     branch = branch_name(job.ticket.key)
     repository = job.repository
-    services.mirror(repository).push(repository.remote, branch, candidate.head_sha)
-    pull_request = services.forge(repository).publish(
-        branch=branch, base=repository.base_branch, head_sha=candidate.head_sha, title=text.title, body=text.body
-    )
-    services.ledger().record_pull_request(job.ticket.key, pull_request)
-    services.board().comment(
-        job.ticket.key,
-        f"Draft pull request: {pull_request.url} (branch `{branch}`)",
-        marker=f"pull-request-{job.ticket.key}",
-    )
-    move(job, IN_REVIEW)
+    with fence(job):
+        services.mirror(repository).push(repository.remote, branch, candidate.head_sha)
+        pull_request = services.forge(repository.name).publish(
+            branch=branch, base=repository.base_branch, head_sha=candidate.head_sha, title=text.title, body=text.body
+        )
+        services.ledger(job.ticket.board).record_pull_request(job.ticket.key, pull_request)
+        services.board(job.ticket.board).comment(
+            job.ticket.key,
+            f"Draft pull request: {pull_request.url} (branch `{branch}`)",
+            marker=f"pull-request-{job.ticket.key}",
+        )
+        move(job, services.board_section(job.ticket.board).states.review)
     return pull_request
 
 
 def move(job: Job, state: str) -> None:
     """Move the ticket on the board and remember it in the ledger."""
-    services.board().move(job.ticket.key, state)
-    services.ledger().record_ticket(job.ticket.model_copy(update={"state": state}), job.repository.name)
+    services.board(job.ticket.board).move(job.ticket.key, state)
+    services.ledger(job.ticket.board).record_ticket(job.ticket.model_copy(update={"state": state}), job.repository.name)
 
 
 @task(name="say why not", task_run_name="say why not")
 async def reject(job: Job, verdict: Verdict) -> None:
-    """A REJECT opens nothing: the ticket says why and moves to `rejected`."""
+    """A REJECT opens nothing: the ticket says why and moves to `rejected`, or back when another attempt follows."""
     reasons = "\n".join(f"- {reason}" for reason in verdict.reasons)
     text = f"No pull request after attempt {job.attempt}:\n{reasons}"
+    states = services.board_section(job.ticket.board).states
 
     def write() -> None:
-        services.board().comment(job.ticket.key, text, marker=f"verdict-{job.attempt}")
-        move(job, REJECTED)
+        with fence(job):
+            services.board(job.ticket.board).comment(job.ticket.key, text, marker=f"verdict-{job.attempt}")
+            move(job, states.rejected if job.final else job.ticket.state)
 
     await asyncio.to_thread(write)

@@ -11,15 +11,33 @@ from pathlib import Path
 
 import pytest
 import typer
+from pydantic import BaseModel
 
 from deployments.__main__ import app
+from infra import sections
 from infra.boards import Ticket
 from infra.database import Database
+from infra.errors import WorkFailed
 from infra.ledger import Ledger
 from infra.llm import Usage
 from infra.postgres import open_databases
+from infra.sections import (
+    AnyBoard,
+    DispatchSection,
+    FolderBoardSection,
+    GitHubBoardSection,
+    GitHubForgeSection,
+    JiraBoardSection,
+    LinearBoardSection,
+    NotifySection,
+    RepositorySection,
+    States,
+    StrongModelSection,
+    WebhooksSection,
+)
 from infra.settings import Settings
-from tasks.models import Evidence, Outcome, Policy, PullRequest, TestReport
+from tasks.models import Evidence, Hooks, Outcome, Policy, PullRequest, TestReport
+from tasks.policy import render_workflow
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -53,8 +71,10 @@ def shown(default: object) -> str:
     match default:
         case None:
             return "none"
+        case BaseModel():
+            return "see below"
         case tuple():
-            return f"`[{', '.join(f'{each:g}' for each in default)}]`"
+            return f"`[{', '.join(each if isinstance(each, str) else f'{each:g}' for each in default)}]`"
         case float():
             return f"`{default:g}`"
         case _:
@@ -63,8 +83,55 @@ def shown(default: object) -> str:
 
 @pytest.mark.parametrize("name", sorted(Settings.model_fields))
 def test_every_setting_is_documented_with_its_environment_name_and_default(name: str) -> None:
-    documented = rows(page("docs/configuration.md"))
+    documented = rows(part(page("docs/configuration.md"), "Settings"))
     assert documented[name][1:3] == [f"`DARKFACTORY_{name.upper()}`", shown(Settings.model_fields[name].default)]
+
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    "Boards": AnyBoard,
+    "States": States,
+    "Folder": FolderBoardSection,
+    "GitHub": GitHubBoardSection,
+    "Linear": LinearBoardSection,
+    "Jira": JiraBoardSection,
+    "Repositories": RepositorySection,
+    "Pull requests on GitHub": GitHubForgeSection,
+    "Dispatch": DispatchSection,
+    "Notify": NotifySection,
+    "Webhooks": WebhooksSection,
+    "Strong": StrongModelSection,
+}
+"""Headings of docs/configuration.md, and the section each one is about."""
+
+
+def part(text: str, heading: str) -> str:
+    """What stands between a heading and the next one."""
+    found = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#+ |\Z)", text, re.DOTALL | re.MULTILINE)
+    assert found is not None, heading
+    return found[1]
+
+
+def fields_of(section: type[BaseModel]) -> dict[str, str]:
+    """A section's own names with their defaults as the tables word them."""
+    shared = {"kind", *AnyBoard.model_fields} if issubclass(section, AnyBoard) and section is not AnyBoard else set()
+    return {
+        name: "required" if field.is_required() else shown(field.get_default(call_default_factory=True))
+        for name, field in section.model_fields.items()
+        if name not in shared
+    }
+
+
+@pytest.mark.parametrize("heading", SECTIONS)
+def test_every_name_of_a_section_is_documented_with_its_default_and_no_other(heading: str) -> None:
+    documented = {name: row[1] for name, row in rows(part(page("docs/configuration.md"), heading)).items()}
+    documented.pop("kind", None)  # what tells the boards apart is a field of theirs alone
+    assert documented == fields_of(SECTIONS[heading])
+
+
+def test_every_section_of_the_settings_is_documented() -> None:
+    """A new section needs a heading of its own, and a line in SECTIONS."""
+    kinds = {each for each in vars(sections).values() if isinstance(each, type) and issubclass(each, sections.Section)}
+    assert {kind.__name__ for kind in kinds - {sections.Section}} == {kind.__name__ for kind in SECTIONS.values()}
 
 
 def test_no_setting_is_documented_that_does_not_exist() -> None:
@@ -74,7 +141,21 @@ def test_no_setting_is_documented_that_does_not_exist() -> None:
 
 @pytest.mark.parametrize("name", sorted(Policy.model_fields))
 def test_every_key_of_a_repositorys_policy_is_documented(name: str) -> None:
-    assert name in rows(page("docs/configuration.md"))
+    assert name in rows(page("docs/workflow-file.md"))
+
+
+@pytest.mark.parametrize("name", sorted(Hooks.model_fields))
+def test_every_hook_is_documented(name: str) -> None:
+    assert rows(part(page("docs/workflow-file.md"), "Hooks"))[name][1] == shown(Hooks.model_fields[name].default)
+
+
+def test_every_variable_of_a_template_is_documented() -> None:
+    ticket = Ticket(key="T-1", title="t", body="b", state="todo")
+    with pytest.raises(WorkFailed) as caught:
+        render_workflow("{{ unknown }}", ticket, 1)
+    known = re.findall(r"issue\.\w+|attempt", str(caught.value))
+    assert len(known) > 10
+    assert [name for name in known if f"`{name}`" not in page("docs/workflow-file.md")] == []
 
 
 @pytest.mark.parametrize("model", [Outcome, Evidence, PullRequest, TestReport, Usage])

@@ -23,13 +23,14 @@ ticket cannot pass for a comment of the factory.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import hmac
 import logging
 import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -40,7 +41,7 @@ import yaml
 from infra.boards import Comment, Ticket
 from infra.errors import ConfigError
 from infra.files import write_atomically
-from infra.settings import Settings
+from infra.sections import AnyBoard
 
 AUTHOR = "darkfactory"
 DEFAULT_STATE = "todo"
@@ -76,19 +77,17 @@ class _Block:
     end: int
 
 
-def open_board(settings: Settings) -> FolderBoard:
-    """The board of `settings.board`, else the folder `board` of the home folder."""
-    return FolderBoard((settings.board or settings.root / "board").expanduser().absolute())
-
-
 class FolderBoard:
     """The board in `path`. Writes replace the file at once and keep every byte they do not mean to change.
 
     `README.md`, hidden files and everything that is not `*.md` are no tickets.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, section: AnyBoard | None = None, name: str = "folder") -> None:
         self.path = path
+        self.name = name
+        self._section = section or AnyBoard()
+        self._closed = {state.casefold() for state in self._section.states.closed}
 
     def tickets_in_states(self, states: list[str]) -> list[Ticket]:
         """Tickets in any of the states (compared without case), ordered by key. Malformed ones are logged and left out.
@@ -98,12 +97,14 @@ class FolderBoard:
         if not states:
             return []
         wanted = {state.strip().casefold() for state in states}
-        return [ticket for ticket in self._readable() if ticket.state.casefold() in wanted]
+        required = {" ".join(label.split()).casefold() for label in self._section.required_labels}
+        found = [t for t in self._readable() if t.state.casefold() in wanted and required <= set(t.labels)]
+        return [self._unblocked(ticket) for ticket in found]
 
     def tickets_by_keys(self, keys: list[str]) -> list[Ticket]:
         """The named tickets, each once; unknown keys are absent. Raises ConfigError for a malformed one."""
         known = set(self._keys()) if keys else set()
-        return [self._read(key) for key in dict.fromkeys(keys) if key in known]
+        return [self._unblocked(self._read(key)) for key in dict.fromkeys(keys) if key in known]
 
     def find(self, name: str) -> Ticket:
         """The ticket that a person means by a key or by the path of its file. Raises ConfigError with close keys."""
@@ -147,6 +148,44 @@ class FolderBoard:
             lines += _separator(lines, newline) + new
         self._write(key, "".join(lines))
 
+    def label(self, key: str, add: Sequence[str] = (), remove: Sequence[str] = ()) -> None:
+        """Add and remove labels; nothing else in the file changes. Raises ConfigError."""
+        self._require(key)
+        text = self._text(key)
+        labels = _parse(key, text, self.path, self._signed).labels
+        gone = {label.strip().lower() for label in remove}
+        wanted = [*(label for label in labels if label not in gone), *(label.strip().lower() for label in add)]
+        if tuple(dict.fromkeys(wanted)) != labels:
+            flow = yaml.safe_dump(
+                list(dict.fromkeys(wanted)), default_flow_style=True, allow_unicode=True, width=10_000
+            )
+            self._write(key, _with_field(text, "labels", flow.strip()))
+
+    def create(
+        self, title: str, body: str, *, marker: str, labels: Sequence[str] = (), priority: int | None = None
+    ) -> Ticket:
+        """A new file whose name is made from title and marker, or the one that is there already. Raises ConfigError."""
+        digest = hashlib.sha256(marker.encode()).hexdigest()[:12]
+        key = f"{re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-')[:60].rstrip('-') or 'ticket'}-{digest}"
+        known = next((k for k in self._keys() if k.endswith(f"-{digest}")), None)
+        if known is None:
+            front = {"title": " ".join(title.split()), "state": self._section.states.queue[0], "author": AUTHOR}
+            front |= {"labels": list(labels)} if labels else {}
+            front |= {"priority": priority} if priority else {}
+            head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=10_000)
+            self._write(key, f"---\n{head}---\n{_harmless(body).replace(_SECTION, '')}\n")
+        return self._read(known or key)
+
+    def _unblocked(self, ticket: Ticket) -> Ticket:
+        """Without the blockers that are closed. A blocker that is not there, or cannot be read, still blocks."""
+        return ticket.model_copy(update={"blocked_by": tuple(k for k in ticket.blocked_by if not self._is_closed(k))})
+
+    def _is_closed(self, key: str) -> bool:
+        try:
+            return key in self._keys() and self._read(key).closed
+        except ConfigError:
+            return False
+
     def _comment_lines(self, key: str, body: str, marker: str, newline: str) -> list[str]:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         mark = f"<!-- df:{marker} {_signature(self._key(), key, marker)} -->"
@@ -180,7 +219,8 @@ class FolderBoard:
         return repr(str(self.path / f"{key}.md"))
 
     def _read(self, key: str) -> Ticket:
-        return _parse(key, self._text(key), self.path, self._signed)
+        ticket = _parse(key, self._text(key), self.path, self._signed)
+        return ticket.model_copy(update={"board": self.name, "closed": ticket.state.casefold() in self._closed})
 
     def _text(self, key: str) -> str:
         """The file's text with its line ends as they are. Only a plain file of this very folder is opened."""
@@ -262,6 +302,7 @@ def _parse(key: str, text: str, folder: Path, signed: Signed) -> Ticket:
         labels=tuple(dict.fromkeys(label.lower() for label in _words(fields.get("labels")))),
         priority=_PRIORITIES.get((_word(fields.get("priority")) or "").lower()),
         author=_word(fields.get("author")),
+        assignee=_word(fields.get("assignee")),
         repository=_word(fields.get("repository")),
         blocked_by=tuple(dict.fromkeys(_words(fields.get("blocked_by")))),
         comments=tuple(block.comment for block in _blocks(key, text.splitlines(keepends=True), signed)),
@@ -410,15 +451,30 @@ def _harmless(body: str) -> str:
 
 
 def _with_state(text: str, state: str) -> str:
-    """The file with another state: its value replaced, or a line added, or front matter put before it."""
-    value = yaml.safe_dump(state, allow_unicode=True, width=1000).removesuffix("...\n").strip()
+    """The file with another state."""
+    return _with_field(
+        text, "state", yaml.safe_dump(state, allow_unicode=True, width=1000).removesuffix("...\n").strip()
+    )
+
+
+def _with_field(text: str, name: str, value: str) -> str:
+    """The file with another value (one line of YAML): replaced, or a line added, or front matter put before it."""
     newline = "\r\n" if "\r\n" in text else "\n"
     mark, text = ("\ufeff", text[1:]) if text.startswith("\ufeff") else ("", text)
     front = _FRONT_MATTER.match(text)
     if not front:
-        return f"{mark}---{newline}state: {value}{newline}---{newline}{text}"
-    old = _front_matter(Path(), text).get("state")
-    if isinstance(old, _Scalar):
-        gap = "" if text[old.start - 1].isspace() else " "
-        return mark + text[: old.start] + gap + value + text[old.end :]
-    return f"{mark}{text[: front.end(1)]}state: {value}{newline}{text[front.end(1) :]}"
+        return f"{mark}---{newline}{name}: {value}{newline}---{newline}{text}"
+    place = _place_of(front.group(1), name)
+    if place is None:
+        return f"{mark}{text[: front.end(1)]}{name}: {value}{newline}{text[front.end(1) :]}"
+    start, end = place[0] + front.start(1), place[1] + front.start(1)
+    gap = "" if text[start - 1].isspace() else " "
+    tail = newline if "\n" in text[start:end] and text[end - 1] == "\n" else ""  # a block list ends after its line
+    return mark + text[:start] + gap + value + tail + text[end:]
+
+
+def _place_of(front: str, name: str) -> tuple[int, int] | None:
+    """Where the value of a field stands in the front matter."""
+    root = yaml.compose(front, Loader=yaml.SafeLoader)
+    fields = root.value if isinstance(root, yaml.MappingNode) else []
+    return next((((v.start_mark.index, v.end_mark.index)) for n, v in fields if n.value == name), None)

@@ -16,9 +16,10 @@ from pydantic import AwareDatetime, Field, ValidationError
 from infra.errors import ConfigError
 from infra.files import write_atomically
 from infra.llm import Frozen
-from infra.pull_requests import PullRequest
+from infra.pull_requests import Check, PullRequest, Review
 
 _BRANCH = re.compile(r"(?![.-])[^\s\x00-\x1f\x7f~^:?*\[\\]{1,200}")
+_COMMENT = re.compile(r"^<!-- df:(\S{1,200}) -->\n.*?^<!-- /df:\1 -->\n", re.S | re.M)
 _FRONT_MATTER = re.compile(r"---\r?\n(.*?)^---\r?(?:\n|\Z)", re.S | re.M)
 
 
@@ -65,7 +66,7 @@ class FolderForge:
             opened=old.head.opened if old else now,
             updated=old.head.updated if old else now,
         )
-        new = _Saved(head=head, body=_storable(body))
+        new = _Saved(head=head, body=_storable(body) + (_comments(old.body) if old else ""))
         if new != old:
             new = _Saved(head=head.model_copy(update={"updated": now}), body=new.body)
             self._save(new)
@@ -80,6 +81,28 @@ class FolderForge:
         because = " ".join(_storable(reason).split())
         head = saved.head.model_copy(update={"state": "closed", "closed_because": because, "updated": now})
         self._save(_Saved(head=head, body=saved.body))
+
+    def comment(self, branch: str, body: str, marker: str) -> None:
+        """Write, or replace in place, the section with `marker` at the end of the file, if the branch has one."""
+        saved = self._load(branch)
+        if saved is None:
+            return
+        begin, end = f"<!-- df:{marker} -->\n", f"\n<!-- /df:{marker} -->\n"
+        said = f"{begin}{_storable(body).replace('<!-- ', '&lt;!-- ').strip()}{end}"
+        start, stop = saved.body.find(begin), saved.body.find(end)
+        text = (
+            saved.body[:start] + said + saved.body[stop + len(end) :] if 0 <= start < stop else f"{saved.body}\n{said}"
+        )
+        if text != saved.body:
+            self._save(_Saved(head=saved.head, body=text))
+
+    def reviews(self, branch: str) -> list[Review]:
+        """None: people who review a folder's branch do it where they read it."""
+        return []
+
+    def checks(self, branch: str) -> list[Check]:
+        """None: nothing runs CI on a folder."""
+        return []
 
     def _path(self, branch: str) -> Path:
         if not _BRANCH.fullmatch(branch) or ".." in branch:
@@ -122,6 +145,11 @@ def _parse(path: Path, text: str) -> _Saved:
             f"the pull request {str(path)!r} cannot be understood: {reason}; mend or remove it"
         ) from error
     return _Saved(head=head, body=text[found.end() :] if found else "")
+
+
+def _comments(body: str) -> str:
+    """The comments below a pull request's own text; they stay when the text is written anew."""
+    return "".join(f"\n{found[0]}" for found in _COMMENT.finditer(body))
 
 
 def _storable(text: str) -> str:

@@ -41,11 +41,8 @@ class Factory:
         """What a process opens once is opened anew, as if the next run were in a process of its own."""
         from tasks import services
 
-        if services.ledger.cache_info().currsize:
-            services.ledger().close()
-        for opened in (services.settings, services.ledger, services.sandbox, services.objects, services.board):
-            opened.cache_clear()
-        services._model, services._opening = None, asyncio.Lock()
+        services.close()
+        services._opening = asyncio.Lock()
 
     def calls(self) -> list[str]:
         """The role of every request the model got, in order."""

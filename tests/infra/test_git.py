@@ -383,9 +383,9 @@ def test_sweep_removes_the_tickets_that_are_not_kept(mirror: Mirror, root: Path,
     with mirror.worktree(root, "KEEP me", "c", sha) as kept:
         (root / "gone/c").mkdir(parents=True)
         (root / "file").touch()
-        assert mirror.sweep(root, {"KEEP me"}) == ["file", "gone"]
+        assert mirror.sweep(root, {directory_name("KEEP me")}) == ["file", "gone"]
         assert kept.read("app.py") is not None
-        assert mirror.sweep(root, {"KEEP me"}) == []
+        assert mirror.sweep(root, {directory_name("KEEP me")}) == []
     assert mirror.sweep(tmp_path / "none", set()) == []
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from infra.errors import ConfigError
+from infra.errors import ConfigError, WorkFailed
 from infra.git import Mirror
 from infra.test_runners import detect_policy
-from tasks.policy import RULES_CHARS, front_matter, read_policy, read_rules
+from tasks.models import Hooks, Ticket
+from tasks.policy import RULES_CHARS, front_matter, read_policy, read_rules, render_workflow, unused_keys
 
 
 def mirror_of(root: Path, files: dict[str, str]) -> tuple[Mirror, str]:
@@ -80,3 +83,127 @@ def test_front_matter_ends_at_a_line_of_its_own(text: str, values: dict[str, obj
 def test_front_matter_nobody_can_use_is_a_config_error(yaml: str) -> None:
     with pytest.raises(ConfigError, match="front matter"):
         front_matter(f"---\n{yaml}\n---\n")
+
+
+SYMPHONY = """---
+tracker:
+  kind: linear
+  project_slug: "shop-0123456789ab"
+  active_states: [Todo, In Progress]
+polling:
+  interval_ms: 5000
+workspace:
+  root: ~/code/workspaces
+hooks:
+  timeout_ms: 90000
+  after_create: |
+    git clone --depth 1 https://git.example/shop .
+    make tools
+  before_run: make ready
+  before_remove: make clean
+agent:
+  max_concurrent_agents: 10
+  max_turns: 20
+codex:
+  command: codex app-server
+---
+
+You are working on a Linear ticket `{{ issue.identifier }}`
+
+{% if attempt %}
+This is retry attempt #{{ attempt }}.
+{% endif %}
+Title: {{ issue.title }}
+Labels: {{ issue.labels }} / {{ issue.labels | join: " + " }}
+
+{% if issue.description %}
+{{ issue.description }}
+{% else %}
+No description provided.
+{% endif %}
+"""
+TICKET = Ticket(
+    key="ENG-7", title="Prices {{ issue.url }}", body="Wrong {% if x %}", state="Todo", labels=("bug", "shop"),
+    url="https://linear.example/ENG-7",
+)  # fmt: skip
+
+
+def test_a_workflow_written_for_symphony_works_and_what_it_cannot_set_is_named(tmp_path: Path) -> None:
+    mirror, sha = mirror_of(tmp_path, {"WORKFLOW.md": SYMPHONY, "a.py": "x = 1\n"})
+    policy = read_policy(mirror, sha, detect_policy)
+    assert policy.hooks == Hooks(before_run="make ready", before_remove="make clean", timeout_seconds=90)
+    assert [key.partition(" (")[0] for key in unused_keys(mirror, sha)] == [
+        "tracker", "polling", "workspace", "hooks.after_create", "agent.max_concurrent_agents", "agent.max_turns", "codex",
+    ]  # fmt: skip
+    assert all("(" in key for key in unused_keys(mirror, sha))
+
+
+def test_nothing_is_unused_in_a_policy_of_our_own(tmp_path: Path) -> None:
+    front = "---\ntest: make check\nhooks: {after_create: make tools, timeout_seconds: 5}\n---\n"
+    mirror, sha = mirror_of(tmp_path, {"WORKFLOW.md": front})
+    assert unused_keys(mirror, sha) == ()
+    assert read_policy(mirror, sha, detect_policy).hooks == Hooks(after_create="make tools", timeout_seconds=5)
+
+
+@pytest.mark.parametrize("hooks", ["3", "{timeout_ms: soon}", "{timeout_ms: -1}", "{before_run: [a]}"])
+def test_hooks_of_the_wrong_kind_are_a_config_error(tmp_path: Path, hooks: str) -> None:
+    mirror, sha = mirror_of(tmp_path, {"WORKFLOW.md": f"---\nhooks: {hooks}\n---\n"})
+    with pytest.raises(ConfigError, match="hooks"):
+        read_policy(mirror, sha, detect_policy)
+
+
+def test_a_workflow_is_rendered_for_its_ticket_and_values_are_never_rendered_themselves(tmp_path: Path) -> None:
+    """CF3."""
+    mirror, sha = mirror_of(tmp_path, {"WORKFLOW.md": SYMPHONY, "AGENTS.md": "Write {{ braces }} so.\n"})
+    first, second = read_rules(mirror, sha, TICKET), read_rules(mirror, sha, TICKET, 2)
+    assert first.startswith("You are working on a Linear ticket `ENG-7`")
+    assert "Title: Prices {{ issue.url }}\nLabels: bug, shop / bug + shop\n" in first
+    assert "Wrong {% if x %}" in first
+    assert "Write {{ braces }} so." in first
+    assert "No description" not in first
+    assert ("retry" in first, "This is retry attempt #1." in second) == (False, True)
+    assert "{{ issue.identifier }}" in read_rules(mirror, sha)
+
+
+@pytest.mark.parametrize(
+    ("text", "rendered"),
+    [
+        ("{{issue.state}}, {{- issue.url -}}", "Todo, https://linear.example/ENG-7"),
+        ("{% if issue.priority %}{{ issue.priority }}{% else %}none{% endif %}", "none"),
+        ("{% if issue.url %}a{% if attempt %}b{% else %}c{% endif %}{% else %}d{% endif %}e", "ace"),
+        ('{{ issue.priority | default: "low | none" }}', "low | none"),
+        ("{% raw %}${{ secrets.X }} {% for %}{% endraw %} {{ issue.state }}", "${{ secrets.X }} {% for %} Todo"),
+        ("{ not } { % a } one", "{ not } { % a } one"),
+        ("", ""),
+    ],
+)
+def test_templates(text: str, rendered: str) -> None:
+    assert render_workflow(text, TICKET, 1) == rendered
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{{ issue.titel }}", "'issue.titel'.*attempt, issue.blocked_by.*issue.title"),
+        ("{% if secrets %}x{% endif %}", "'secrets'"),
+        ("{% if attempt %}{{ nothing }}{% endif %}", "'nothing'"),
+        ("{{ issue.title | upcase }}", "filter 'upcase'"),
+        ("{{ issue.__class__ }}", "__class__"),
+        ("{{ }}", "''"),
+        ("{% for x in issue.labels %}{% endfor %}", "for x in issue.labels"),
+        ("{% if attempt %}", "without its"),
+        ("{% endif %}", "endif"),
+    ],
+)
+def test_a_template_nobody_can_fill_in_fails_the_attempt(text: str, words: str) -> None:
+    """CF3."""
+    with pytest.raises(WorkFailed, match=f"(?s)WORKFLOW.md.*{words}"):
+        render_workflow(text, TICKET, 1)
+
+
+def test_rendering_is_quick_for_hostile_text() -> None:
+    began = time.monotonic()
+    for text in ("{{" * 20_000, "{%" * 20_000, "{{ a | " * 5_000 + "}}", "{% raw %}" * 5_000, "{{ a" + " " * 20_000):
+        with suppress(WorkFailed):
+            render_workflow(text, TICKET, 1)
+    assert time.monotonic() - began < 5

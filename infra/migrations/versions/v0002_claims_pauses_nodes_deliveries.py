@@ -83,6 +83,7 @@ def upgrade() -> None:
         sa.Column("labels", postgresql.JSONB(), nullable=False),
         _text("state"),
         _text("machine"),
+        _text("provider"),
         _time("lease_until"),
         _time("joined_at", now=True),
         sa.CheckConstraint("state in ('active', 'draining', 'left')", name=op.f("ck_nodes_state_known")),

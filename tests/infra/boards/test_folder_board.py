@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from infra.boards import Ticket
-from infra.boards.folder import FolderBoard, open_board
+from infra.boards.folder import FolderBoard
+from infra.boards.opening import open_board
 from infra.errors import ConfigError
 from infra.settings import Settings
 
@@ -317,5 +318,5 @@ def test_writes_to_a_missing_ticket_are_clear_errors(board: FolderBoard) -> None
 
 
 def test_the_board_is_in_the_home_folder_unless_a_setting_names_it(tmp_path: Path) -> None:
-    assert open_board(Settings(home=tmp_path)).path == tmp_path / "board"
-    assert open_board(Settings(home=tmp_path, board=tmp_path / "mine")).path == tmp_path / "mine"
+    assert open_board(Settings(home=tmp_path), "folder").path == tmp_path / "board"
+    assert open_board(Settings(home=tmp_path, board=tmp_path / "mine"), "folder").path == tmp_path / "mine"

@@ -1,0 +1,384 @@
+"""Prefect's worker of a node: polls a pool and has each run forked from a warm process (`deployments.run_process`).
+
+Polling, states, retries, cancellation and hooks are Prefect's own; what is ours is how a run's process starts and that
+nothing of it outlives it. Prefect 3.8.8 is pinned: the parts below `prefect.runner` are not its public interface.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.abc
+from prefect.context import refresh_global_settings_context
+from prefect.flows import load_flow_from_flow_run
+from prefect.runner._flow_run_executor import FlowRunExecutionResult, FlowRunExecutorContext
+from prefect.runner._process_manager import ProcessHandle
+from prefect.settings import PREFECT_WORKER_QUERY_SECONDS, get_current_settings, temporary_settings
+from prefect.utilities.processutils import sanitize_subprocess_env
+from prefect.workers.base import BaseWorker
+from prefect.workers.process import ProcessJobConfiguration, ProcessVariables, ProcessWorkerResult
+
+from deployments.engine import engine_environment, read_record
+from deployments.run_process import LOST, Answer, Order
+from infra import processes
+from infra.errors import ConfigError, FactoryError, Unreachable
+from infra.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
+POLL_SECONDS = 0.5
+WARM_SECONDS = 120.0
+"""Longest wait for the warm process: its imports take 3 s on an idle machine without bytecode."""
+END_SECONDS = 60.0
+"""Longest wait for a run that was told to end; its guard takes its two graces and some."""
+WARM_PACKAGES = ("prefect.flow_engine", "prefect.events.clients", "prefect._internal.metrics", "flows")
+
+Started = Callable[[str, int, str], None]
+"""Flow run id, process id, and when that process began (`infra.processes.identity`)."""
+Ended = Callable[[str], None]
+"""Flow run id; its processes are gone."""
+
+_log = logging.getLogger(__name__)
+
+
+class Run:
+    """A run's process as Prefect's `ProcessHandle` wants it, and the scope in which it is ended."""
+
+    wait_after_graceful_kill = True
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self.pid: int | None = None
+        self.returncode: int | None = None
+        self.started = ""
+        self.clean = False
+        self.begun, self.over = asyncio.Event(), asyncio.Event()
+
+    def hear(self, answer: Answer) -> None:
+        if answer.what == "started":
+            self.pid, self.started = answer.pid, answer.started
+        else:
+            self.returncode, self.clean = answer.status, answer.clean
+            self.over.set()
+        self.begun.set()
+
+    def is_alive(self, pid: int) -> bool:
+        return not self.over.is_set()
+
+    def graceful_kill(self, pid: int) -> None:
+        self._send(signal.SIGTERM)
+
+    def hard_kill(self, pid: int) -> None:
+        self._send(signal.SIGKILL)
+
+    def close(self) -> None:
+        """Nothing is held: the guard sees to the end of the tree."""
+
+    def _send(self, number: signal.Signals) -> None:
+        if self.pid is None or self.over.is_set() or not processes.send(self.pid, self.started, number):
+            raise ProcessLookupError(f"the process of flow run {self.order.run!r} is gone")
+
+
+class Spawner:
+    """The warm process, as the worker sees it: started when needed, and again when it died."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._process: asyncio.subprocess.Process | None = None
+        self._listening: asyncio.Task[None] | None = None
+        self._ready = asyncio.Event()
+        self._starting = asyncio.Lock()
+        self._runs: dict[int, Run] = {}
+        self._number = 0
+
+    async def start(self) -> None:
+        """Return when it is warm. Raises Unreachable."""
+        async with self._starting:
+            if self._process is None or self._process.returncode is not None:
+                self._process = await self._spawn()
+            process = self._process
+        with suppress(TimeoutError):
+            async with asyncio.timeout(WARM_SECONDS):
+                await self._ready.wait()
+        if not self._ready.is_set() or process.returncode is not None:
+            raise Unreachable("the process that runs are forked from did not start; its reason is in the worker's log")
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        self._ready.clear()
+        folder = self._settings.root / "prefect" / "empty"
+        folder.mkdir(parents=True, exist_ok=True)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-P", "-m", "deployments.run_process", *WARM_PACKAGES,
+            env={**os.environ, processes.MARK: processes.UNMARKED}, cwd=folder, start_new_session=True,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        self._listening = asyncio.create_task(self._listen(process))
+        return process
+
+    async def _listen(self, process: asyncio.subprocess.Process) -> None:
+        """Hand on what it says; when it dies, all of its runs are lost."""
+        assert process.stdout  # noqa: S101  it is a pipe
+        async for line in process.stdout:
+            answer = Answer.model_validate_json(line)
+            if answer.what == "ready":
+                self._ready.set()
+            elif run := self._runs.get(answer.number):
+                run.hear(answer)
+        await process.wait()
+        self._ready.set()
+        for number, run in self._runs.items():
+            run.hear(Answer(what="over", number=number, status=LOST))
+
+    @asynccontextmanager
+    async def run(self, run_id: str, environment: Mapping[str, str]) -> AsyncIterator[Run]:
+        """A process that runs this flow run; when left, it and all it started are gone. Raises Unreachable."""
+        await self.start()
+        self._number += 1
+        home = self._settings.root
+        log, folder = home / "logs" / "runs" / f"{run_id}.log", home / "prefect" / "empty"
+        order = Order(what="start", number=self._number, run=run_id, environment=dict(environment), folder=str(folder), log=str(log))  # fmt: skip
+        run = self._runs[order.number] = Run(order)
+        try:
+            await self._say(order)
+            await run.begun.wait()
+            yield run
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._end(run)
+            del self._runs[order.number]
+
+    async def _end(self, run: Run) -> None:
+        """The guard ends the tree and says so; without its word, the tree is searched for here."""
+        with suppress(TimeoutError, BrokenPipeError, ConnectionResetError):
+            async with asyncio.timeout(END_SECONDS):
+                if not run.over.is_set():
+                    await self._say(Order(what="end", number=run.order.number))
+                await run.over.wait()
+        if not run.clean:
+            gone = await asyncio.to_thread(processes.end_run, run.order.run)
+            if not gone:
+                _log.error("processes of flow run %s do not end: %s", run.order.run, processes.marked(run.order.run))
+
+    async def _say(self, order: Order) -> None:
+        stdin = self._process.stdin if self._process else None
+        assert stdin is not None  # noqa: S101  start() came first, and it is a pipe
+        stdin.write(order.model_dump_json().encode() + b"\n")
+        await stdin.drain()
+
+    async def stop(self) -> None:
+        """End it; its runs are over by now, or their guards end them."""
+        if self._process is None or self._listening is None:
+            return
+        if self._process.stdin:
+            self._process.stdin.close()
+        await asyncio.wait({self._listening}, timeout=END_SECONDS)
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._listening
+
+
+class _Starter:
+    """Starts one run, in the way Prefect's `FlowRunExecutor` asks for it."""
+
+    def __init__(self, spawner: Spawner, environment: Mapping[str, str], on_started: Started) -> None:
+        self._spawner, self._environment, self._on_started = spawner, environment, on_started
+
+    async def start(
+        self, flow_run: FlowRun, task_status: anyio.abc.TaskStatus[ProcessHandle] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        run_id = str(flow_run.id)
+        async with self._spawner.run(run_id, self._environment) as run:
+            if run.pid is None:
+                raise Unreachable("the process that runs are forked from died")
+            await asyncio.to_thread(self._on_started, run_id, run.pid, run.started)
+            task_status.started(ProcessHandle(run, termination_scope=run))  # type: ignore[arg-type]  # it takes pid and returncode of it
+            await run.over.wait()
+
+
+class NodeWorker(BaseWorker[ProcessJobConfiguration, ProcessVariables, ProcessWorkerResult]):
+    """A worker for pools of the type `process`, as Prefect's own one, except for how processes start and end."""
+
+    type = "process"
+    job_configuration = ProcessJobConfiguration
+    job_configuration_variables = ProcessVariables
+
+    def __init__(self, settings: Settings, pool: str, slots: int, on_started: Started, on_ended: Ended) -> None:
+        name = re.sub("[/%]", "-", f"{settings.node_name} {pool}")
+        super().__init__(pool, name=name, prefetch_seconds=0, create_pool_if_not_found=False, limit=slots)
+        self._spawner = Spawner(settings)
+        self._executing = FlowRunExecutorContext()
+        self._on_started, self._on_ended = on_started, on_ended
+
+    @classmethod
+    def __dispatch_key__(cls) -> str:
+        """Beside Prefect's own worker in its registry, not in its place."""
+        return "darkfactory-node"
+
+    async def __aenter__(self) -> NodeWorker:
+        await self._spawner.start()
+        await self._executing.__aenter__()
+        await super().__aenter__()
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        try:
+            await super().__aexit__(*exc_info)
+        finally:
+            await self._executing.__aexit__(None, None, None)
+            await self._spawner.stop()
+
+    async def run(
+        self,
+        flow_run: FlowRun,
+        configuration: ProcessJobConfiguration,
+        task_status: anyio.abc.TaskStatus[int] | None = None,
+    ) -> ProcessWorkerResult:
+        """Until the run's process and all it started are gone."""
+        starter = _Starter(self._spawner, self._environment(flow_run, configuration), self._on_started)
+        executor = self._executing.create_executor(
+            flow_run, starter, resolve_flow=load_flow_from_flow_run, propose_submitting=False
+        )
+        execution: FlowRunExecutionResult | None = None
+
+        async def execute(*, task_status: anyio.abc.TaskStatus[ProcessHandle] = anyio.TASK_STATUS_IGNORED) -> None:
+            nonlocal execution
+            execution = await executor.submit(task_status=task_status)
+
+        try:
+            async with anyio.create_task_group() as group:
+                handle = await group.start(execute)
+                if task_status is not None:
+                    task_status.started(handle.pid)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await asyncio.to_thread(self._on_ended, str(flow_run.id))
+        if execution is None or execution.status_code is None:
+            raise RuntimeError(f"flow run {str(flow_run.id)!r} could not be started")
+        return ProcessWorkerResult(status_code=execution.status_code, identifier=str(execution.handle.pid))
+
+    def _environment(self, flow_run: FlowRun, configuration: ProcessJobConfiguration) -> dict[str, str]:
+        """As Prefect's `EngineCommandStarter` makes it, with the line by which a cancellation announces itself."""
+        port, token = self._executing.control_channel.register(flow_run.id)
+        return sanitize_subprocess_env(
+            {
+                **configuration.env,
+                **get_current_settings().to_environment_variables(exclude_unset=True),
+                "PREFECT__FLOW_RUN_ID": str(flow_run.id),
+                "PREFECT__ENABLE_CANCELLATION_AND_CRASHED_HOOKS": "false",
+                "PREFECT__CONTROL_PORT": str(port),
+                "PREFECT__CONTROL_TOKEN": token,
+            }
+        )
+
+
+async def serve(
+    settings: Settings,
+    pool: str,
+    slots: int,
+    stop: asyncio.Event,
+    on_started: Started = lambda _run, _pid, _started: None,
+    on_ended: Ended = lambda _run: None,
+) -> None:
+    """Run what the pool has, at most `slots` at a time, until `stop`; then end what runs. The callbacks may block.
+
+    Raises Unreachable, or what Prefect raises when its server refuses the worker.
+    """
+    worker = NodeWorker(settings, pool, slots, on_started, on_ended)
+    with temporary_settings({PREFECT_WORKER_QUERY_SECONDS: POLL_SECONDS}):
+        working = asyncio.create_task(worker.start(printer=_log.info))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        working.cancel()
+        await asyncio.wait({working})
+    if not working.cancelled():
+        working.result()
+
+
+class Worker:
+    """`serve` in a thread, for callers that are not asynchronous: works while entered, ends its runs when left."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        pool: str,
+        slots: int,
+        on_started: Started = lambda _run, _pid, _started: None,
+        on_ended: Ended = lambda _run: None,
+    ) -> None:
+        self._arguments = (settings, pool, slots)
+        self._callbacks = (on_started, on_ended)
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name=f"worker {pool}", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._known = threading.Event()
+
+    @property
+    def alive(self) -> bool:
+        """False when it ended by itself, which it never should."""
+        return self._thread.is_alive()
+
+    def __enter__(self) -> Worker:
+        refresh_global_settings_context()  # the address of the server is known by now
+        self._thread.start()
+        self._known.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(RuntimeError):  # the loop is closed: it ended by itself
+            assert self._loop  # noqa: S101  set before `_known`
+            self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(2 * END_SECONDS)
+
+    async def _serve(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._known.set()
+        await serve(*self._arguments, self._stop, *self._callbacks)
+
+
+def main() -> None:
+    """`python -m deployments.worker --pool NAME --slots N`: until SIGTERM or SIGINT, then 0."""
+    parser = argparse.ArgumentParser(prog="deployments.worker", description="Runs what a work pool of Prefect has.")
+    parser.add_argument("--pool", required=True)
+    parser.add_argument("--slots", required=True, type=int)
+    wanted = parser.parse_args()
+    try:
+        settings = load_settings()
+        _point_at_server(settings)
+        asyncio.run(_serve_until_signal(settings, wanted.pool, wanted.slots))
+    except FactoryError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _point_at_server(settings: Settings) -> None:
+    record = read_record(settings.root)
+    url = os.environ.get("PREFECT_API_URL") or (record.api_url if record and record.up.alive else None)
+    if url is None:
+        raise ConfigError("no Prefect server is known; run `darkfactory up`, or set PREFECT_API_URL")
+    os.environ.update(engine_environment(settings, verbose=True), PREFECT_API_URL=url)
+    refresh_global_settings_context()
+
+
+async def _serve_until_signal(settings: Settings, pool: str, slots: int) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await serve(settings, pool, slots, stop)
+
+
+if __name__ == "__main__":
+    main()

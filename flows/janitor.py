@@ -1,0 +1,23 @@
+"""The janitor: every quarter of an hour, and when a node starts, it puts right what killed processes left behind."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from tasks.zombies import Swept, clean_machine, end_zombie_runs, forget_deliveries, requeue_lost
+
+
+@flow(name="sweep", persist_result=False)
+async def sweep() -> Swept:
+    """Requeue tickets that lost their holder, end runs that only Prefect believes in, forget old deliveries."""
+    requeued = await requeue_lost()
+    crashed = await end_zombie_runs()
+    await forget_deliveries()
+    return Swept(requeued=requeued, crashed_runs=crashed)
+
+
+@flow(name="clean-node", persist_result=False)
+async def clean_node() -> Swept:
+    """End stray processes and remove stray worktrees of the machine this runs on."""
+    ended, removed = await clean_machine()
+    return Swept(processes=ended, worktrees=removed)

@@ -1,0 +1,139 @@
+"""The end of an attempt: whose fault it was, what that costs the ticket, and who has to wait. One place decides.
+
+`tasks.failures` judges; here the ledger, the claim, the pauses and the ticket are told. The claim is told last, so a
+process that dies before it leaves a lease that ends, and the ticket is queued again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from datetime import datetime
+
+from infra.notify import notify
+from prefect import task
+
+from infra.claims import Claim
+from infra.errors import FencedOff, NeedsHuman, Stopped
+from infra.ledger import AttemptOutcome
+from infra.pauses import DISPATCH
+from tasks import services
+from tasks.failures import Ending, Fault, classify, pause_until, retry_delay
+from tasks.holding import fence
+from tasks.models import FactoryError, Job, Outcome
+
+REMARK_CHARS = 500
+_HOW_ON = "It is not tried again before the ticket changes, or somebody runs `darkfactory retry {}`."
+
+
+@task(name="close attempt", task_run_name="close attempt")
+async def close(job: Job, outcome: Outcome) -> None:
+    """Write how the attempt ended. A rejection burns it; when it was not the last one, the ticket is queued again."""
+    ended: AttemptOutcome = "accepted" if outcome.decision == "ACCEPT" else "rejected"
+    await asyncio.to_thread(_close, job, ended)
+
+
+def _close(job: Job, ended: AttemptOutcome) -> None:
+    services.ledger(job.ticket.board).end_attempt(job.attempt_id, ended)
+    for scope in (provider_scope(job), DISPATCH):
+        services.pauses().succeed(scope)
+    claims = services.claims()
+    if ended == "rejected" and not job.final:
+        claims.retry(job.claim, "rejected", retry_delay(job.claim.failures + 1), "failures")
+    else:
+        claims.release(job.claim, ended, moved=_board_followed(job))
+
+
+def _board_followed(job: Job) -> bool:
+    """Whether the board shows a state outside the queue now. One that does not must not make us work again for ever."""
+    queue = {state.casefold() for state in services.board_section(job.ticket.board).states.queue}
+    try:
+        found = services.board(job.ticket.board).tickets_by_keys([job.ticket.key])
+    except FactoryError:
+        return False
+    return not found or found[0].state.casefold() not in queue
+
+
+async def give_back(job: Job, error: FactoryError, seconds: float) -> None:
+    """End an attempt that an error stopped, by the fault it was. Does nothing when another run holds the ticket."""
+    if not isinstance(error, FencedOff):
+        await asyncio.to_thread(_give_back, job, error, seconds)
+
+
+def _give_back(job: Job, error: FactoryError, seconds: float) -> None:
+    now = services.claims().now()
+    fault = blame(job, error, seconds, now)
+    ended: AttemptOutcome = (
+        "work_failed" if fault.burns else "cancelled" if isinstance(error, Stopped | NeedsHuman) else "infra_failed"
+    )
+    services.ledger(job.ticket.board).end_attempt(
+        job.attempt_id, ended, failure_class=type(error).__name__, error=str(error)
+    )
+    if fault.scope != "ticket":
+        _pause(job, error, fault, now)
+    last = fault.kind == "config" or (fault.burns and job.final)
+    with fence(job):
+        _tell_ticket(job, error, fault, last)
+    _settle(job.claim, error, fault, last)
+
+
+def blame(job: Job, error: FactoryError, seconds: float, now: datetime) -> Fault:
+    """Whose fault an error was."""
+    ending = Ending(
+        seconds=seconds,
+        text=str(error),
+        error=error,
+        provider=error.service or job.provider,
+        node=services.settings().node_name,
+        killed=error.kind if isinstance(error, Stopped) else None,
+    )
+    return classify(ending, now, fail_fast_seconds=services.settings().dispatch.fail_fast_seconds)
+
+
+def _pause(job: Job, error: FactoryError, fault: Fault, now: datetime) -> None:
+    if error.service is not None:
+        scope = error.service
+    else:
+        scope = provider_scope(job) if fault.scope == "provider" else f"node:{job.claim.node}"
+    pauses = services.pauses()
+    until = pause_until(fault, now, pauses.times(scope))
+    if pauses.pause(scope, fault.reason, until):
+        when = f"until {until:%Y-%m-%d %H:%M} UTC" if until else f"until `darkfactory resume {scope}`"
+        notify(services.settings().notify, f"{scope} is paused", f"{fault.reason}; {when}", key=f"pause:{scope}")
+
+
+def provider_scope(job: Job) -> str:
+    """The name under which the provider of this job's model is paused."""
+    return f"provider:{job.provider}"
+
+
+def _tell_ticket(job: Job, error: FactoryError, fault: Fault, last: bool) -> None:
+    board, key = services.board(job.ticket.board), job.ticket.key
+    states = services.board_section(job.ticket.board).states
+    if isinstance(error, NeedsHuman):
+        number = job.claim.token
+        board.comment(
+            key, f"A question before the work can go on; reply here:\n\n{error.question}", f"question-{number}"
+        )
+        board.move(key, states.parked)
+        return
+    if fault.burns or (last and job.dispatched):
+        reason = re.sub(r"\s+", " ", str(error))[:REMARK_CHARS]
+        end = f" {_HOW_ON.format(job.ticket.key)}" if last and job.dispatched else ""
+        board.comment(key, f"Attempt {job.attempt} failed: {reason}{end}", marker=f"failed-{job.attempt}")
+    if fault.kind != "cancelled":
+        board.move(key, states.parked if last and job.dispatched else job.ticket.state)
+
+
+def _settle(claim: Claim, error: FactoryError, fault: Fault, last: bool) -> None:
+    claims = services.claims()
+    if isinstance(error, NeedsHuman):
+        claims.park(claim, "waits for a reply", question=error.question)
+    elif fault.kind == "cancelled":
+        claims.release(claim, fault.reason, moved=True)
+    elif last:
+        claims.park(claim, fault.reason, counter="failures" if fault.burns else None)
+    elif fault.burns:
+        claims.retry(claim, fault.reason, retry_delay(claim.failures + 1), "failures")
+    else:
+        claims.retry(claim, fault.reason, retry_delay(claim.infra_faults + 1), "infra_faults")

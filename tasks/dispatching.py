@@ -1,0 +1,438 @@
+"""Handing tickets to nodes: what one tick reads, holds back, claims and launches, and what it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta
+
+from infra.notify import notify
+from prefect import task
+
+from infra.boards import Board, Ticket
+from infra.claims import Claim
+from infra.errors import FactoryError, RateLimited
+from infra.fleet import Node
+from infra.git import branch_name
+from infra.llm import Frozen
+from infra.pauses import DISPATCH
+from infra.sections import AnyBoard
+from tasks import services
+from tasks.choosing import RunningTicket, batches, cycles, order, refusal, room
+from tasks.failures import Launch, should_pause
+from tasks.intake import CLAIM_MARKER, claim_note
+from tasks.launching import launch_run
+from tasks.routing import route
+
+PROBE_AFTER_SECONDS = 60.0
+"""Time before a dispatch that paused itself lets one run try."""
+BOARD_PAUSE_SECONDS = 300.0
+HELD_BACK = ("not routed: ", "blocked in a circle: ")
+"""Reasons of tickets that are parked only to say something once; they go on as soon as the cause is gone."""
+
+_log = logging.getLogger(__name__)
+
+
+class Waiting(Frozen):
+    """A ticket that may be worked on, and where."""
+
+    ticket: Ticket
+    repository: str
+
+
+class Launched(Frozen):
+    """A run that was handed to a node."""
+
+    board: str
+    ticket: str
+    node: str
+    token: int
+    flow_run: str
+
+
+class Dispatched(Frozen):
+    """What one tick did. `skipped` has a reason for every ticket of the queue that was not launched."""
+
+    launched: tuple[Launched, ...] = ()
+    stopped: tuple[str, ...] = ()
+    skipped: dict[str, str] = {}
+    problem: str | None = None
+
+
+@task(name="reconcile", task_run_name="reconcile")
+async def reconcile(only: tuple[str, str] | None = None) -> tuple[str, ...]:
+    """Requeue what lost its holder; stop runs whose ticket was closed or taken away (I11). Returns the stopped tickets.
+
+    Boards are read only where something is held (RC5); one that cannot be read keeps all its runs (RC4).
+    """
+    return await asyncio.to_thread(_reconcile, only)
+
+
+def _reconcile(only: tuple[str, str] | None) -> tuple[str, ...]:
+    claims = services.claims()
+    for claim in claims.expired():
+        if claim.state == "running" and claims.requeue(
+            claim, f"the lease of node {claim.node} ended", only_expired=True
+        ):
+            _tell(claim, "requeued", f"the lease of node {claim.node} ended")
+    _abandon_dead_nodes()
+    stopped: list[str] = []
+    for name in {claim.board for claim in claims.held()}:
+        if name in services.settings().all_boards and (only is None or only[0] == name):
+            held = [c for c in claims.held(name) if only is None or c.ticket == only[1]]
+            stopped += _stop_what_changed(name, held)
+    return tuple(stopped)
+
+
+def _abandon_dead_nodes() -> None:
+    """Claims that a node which is gone, or drains, never started go back into the queue at once (I10)."""
+    fit = {node.name for node in services.fleet().nodes() if node.alive and node.state == "active"}
+    for claim in services.claims().in_state("claimed"):
+        if claim.node not in fit:
+            services.claims().requeue(claim, f"node {claim.node} is gone")
+
+
+def _stop_what_changed(name: str, held: Sequence[Claim]) -> list[str]:
+    section = services.board_section(name)
+    try:
+        seen = {ticket.key: ticket for ticket in services.board(name).tickets_by_keys([c.ticket for c in held])}
+    except FactoryError as error:
+        _log.warning("board=%s outcome=kept-all reason=%r", name, str(error))
+        return []
+    stopped = []
+    for claim in held:
+        ticket = seen.get(claim.ticket)
+        reason = _why_stop(ticket, section)
+        if reason is not None:
+            services.claims().ask_stop(claim, f"cancelled: {reason}")
+            _tell(claim, "stopping", reason)
+            stopped.append(claim.ticket)
+        elif ticket is not None and ticket.state != claim.ticket_state:
+            services.claims().see(claim, ticket.state)
+    return stopped
+
+
+def _why_stop(ticket: Ticket | None, section: AnyBoard) -> str | None:
+    """Why a running ticket must not run on: gone, closed, moved by a person, or no longer opted in."""
+    if ticket is None:
+        return "the ticket is gone"
+    if ticket.closed:
+        return "the ticket is closed"
+    states = section.states
+    ours = {state.casefold() for state in (*states.queue, states.working)}
+    if ticket.state.casefold() not in ours:
+        return f"the ticket was moved to {ticket.state!r}"
+    as_queued = ticket.model_copy(update={"state": states.queue[0], "blocked_by": ()})
+    return refusal(as_queued, section)
+
+
+@task(name="resume answered", task_run_name="resume answered")
+async def resume_answered() -> tuple[str, ...]:
+    """Tickets whose question a trusted person has answered go on (RC7). Returns their keys."""
+    return await asyncio.to_thread(_resume_answered)
+
+
+def _resume_answered() -> tuple[str, ...]:
+    asked = [claim for claim in services.claims().in_state("parked") if claim.question]
+    resumed = []
+    for name in {claim.board for claim in asked} & set(services.settings().all_boards):
+        waiting = {claim.ticket: claim for claim in asked if claim.board == name}
+        try:
+            tickets = services.board(name).tickets_by_keys(sorted(waiting))
+        except FactoryError as error:
+            _log.warning("board=%s outcome=not-read reason=%r", name, str(error))
+            continue
+        for ticket in tickets:
+            if answered(ticket, waiting[ticket.key], services.board_section(name)):
+                services.board(name).move(ticket.key, services.board_section(name).states.queue[0])
+                if services.claims().resume(waiting[ticket.key], "answered"):
+                    resumed.append(ticket.key)
+    return tuple(resumed)
+
+
+def answered(ticket: Ticket, claim: Claim, section: AnyBoard) -> bool:
+    """Whether a trusted person wrote on the ticket after the question was posted."""
+    trusted = {name.casefold() for name in (*section.trusted_authors, *section.allowed_authors)}
+    if not section.trusted_authors and ticket.author:
+        trusted.add(ticket.author.casefold())
+    posted = next((n for n, c in enumerate(ticket.comments) if c.marker == f"question-{claim.token}"), None)
+    if posted is None:
+        return False
+    replies = [c for c in ticket.comments[posted + 1 :] if c.marker is None]
+    return any(not trusted or reply.author.casefold() in trusted for reply in replies)
+
+
+@task(name="fetch", task_run_name="fetch")
+async def fetch(only: tuple[str, str] | None = None) -> tuple[tuple[Waiting, ...], dict[str, str]]:
+    """What waits on the boards, in the order of SM4, and why the rest does not. A board that fails leaves the others alone."""
+    return await asyncio.to_thread(_fetch, only)
+
+
+def _fetch(only: tuple[str, str] | None) -> tuple[tuple[Waiting, ...], dict[str, str]]:
+    waiting: dict[str, Waiting] = {}
+    skipped: dict[str, str] = {}
+    tickets: list[Ticket] = []
+    paused = services.pauses().active()
+    for name in services.settings().all_boards:
+        if (only and only[0] != name) or f"board:{name}" in paused:
+            continue
+        try:
+            tickets += _read(name, only[1] if only else None)
+        except FactoryError as error:
+            _board_failed(name, error)
+            skipped[f"board {name}"] = str(error)
+    for ticket in tickets:
+        found, reason = _consider(ticket)
+        if found is not None:
+            waiting[ticket.key] = found
+        elif reason:
+            skipped[ticket.key] = reason
+    _report_cycles([t for t in tickets if t.blocked_by])
+    return tuple(waiting[ticket.key] for ticket in order([w.ticket for w in waiting.values()])), skipped
+
+
+def _read(name: str, key: str | None) -> list[Ticket]:
+    """The tickets of a board's queue, and those whose retry is due whatever state a killed run left them in."""
+    board, section = services.board(name), services.board_section(name)
+    if key is not None:
+        return board.tickets_by_keys([key])
+    queue = list(section.states.queue)
+    found = board.tickets_in_states(queue)
+    now = services.claims().now()
+    known = {ticket.key for ticket in found}
+    due = [
+        c
+        for c in services.claims().in_state("retry-queued")
+        if c.board == name and (c.due_at is None or c.due_at <= now)
+    ]
+    again = board.tickets_by_keys([claim.ticket for claim in due if claim.ticket not in known])
+    there = known | {ticket.key for ticket in again}
+    for claim in (claim for claim in due if claim.ticket not in there):
+        services.claims().forget(claim, "the ticket is gone")
+    return found + [t.model_copy(update={"state": queue[0]}) if _left_by_us(t, section) else t for t in again]
+
+
+def _left_by_us(ticket: Ticket, section: AnyBoard) -> bool:
+    return ticket.state.casefold() == section.states.working.casefold()
+
+
+def _board_failed(name: str, error: FactoryError) -> None:
+    _log.warning("board=%s outcome=not-read reason=%r", name, str(error))
+    if isinstance(error, RateLimited):
+        now = services.claims().now()
+        until = error.reset_at or now + timedelta(seconds=BOARD_PAUSE_SECONDS)
+        services.pauses().pause(f"board:{name}", str(error), until)
+
+
+def _consider(ticket: Ticket) -> tuple[Waiting | None, str | None]:
+    """The ticket with its repository, or why it has to wait."""
+    settings, section = services.settings(), services.board_section(ticket.board)
+    claim = services.claims().find(ticket.board, ticket.key)
+    reason = refusal(ticket, section)
+    if ticket.closed and claim is not None:
+        services.claims().forget(claim, "the ticket is closed")
+    if reason is not None:
+        return None, reason
+    found = route(ticket, settings.repositories, section.repository)
+    if found.repository is None:
+        if claim is None or not claim.reason.startswith(HELD_BACK[0]):
+            hold_back(ticket, HELD_BACK[0], found.reason, marker="route")
+        return None, found.reason
+    if claim is not None and claim.state == "parked" and claim.reason.startswith(HELD_BACK):
+        services.claims().resume(claim, "its cause is gone")
+    if services.claims().blocked(ticket.board, [ticket]):
+        return None, None
+    return Waiting(ticket=ticket, repository=found.repository), None
+
+
+def _report_cycles(blocked: Sequence[Ticket]) -> None:
+    tickets = {ticket.key: ticket for ticket in blocked}
+    for cycle in cycles({key: ticket.blocked_by for key, ticket in tickets.items()}):
+        text = f"these tickets block each other: {' <- '.join((*cycle, cycle[0]))}; remove one of the relations"
+        for ticket in (tickets[key] for key in cycle if key in tickets):
+            claim = services.claims().find(ticket.board, ticket.key)
+            if claim is None or not claim.reason.startswith(HELD_BACK[1]):
+                hold_back(ticket, HELD_BACK[1], text, marker="cycle")
+
+
+def hold_back(ticket: Ticket, why: str, text: str, *, marker: str) -> None:
+    """Say on the ticket, once, why it is not worked on; it is parked until its cause is gone."""
+    claim = _claim(Waiting(ticket=ticket, repository=""), lambda _: services.settings().node_name)
+    if claim is not None:
+        services.board(ticket.board).comment(ticket.key, f"Not worked on: {text}", marker=marker)
+        services.claims().park(claim, f"{why}{text}")
+
+
+@task(name="launch", task_run_name="launch")
+async def launch(waiting: tuple[Waiting, ...]) -> tuple[tuple[Launched, ...], dict[str, str]]:
+    """Claim and launch in order while slots last. Returns what was launched, and why the rest was not."""
+    launched: list[Launched] = []
+    skipped: dict[str, str] = {}
+    repositories = {w.ticket.key: w.repository for w in waiting}
+    groups = batches([(w.ticket, w.repository) for w in waiting], services.settings().dispatch.batch)
+    for number, group in enumerate(groups):
+        gate = await asyncio.to_thread(_gate)
+        if gate is not None:
+            return tuple(launched), skipped | {t.key: gate for g in groups[number:] for t in g}
+        try:
+            done = await _launch_group([Waiting(ticket=t, repository=repositories[t.key]) for t in group])
+        except FactoryError as error:
+            skipped |= {t.key: str(error) for t in group}
+            continue
+        launched += done
+        skipped |= {t.key: "no slots" for t in group if t.key not in {d.ticket for d in done}}
+    return tuple(launched), skipped
+
+
+def _gate() -> str | None:
+    """Why nothing may be launched now: dispatch paused itself, or has to (RB9)."""
+    settings, pauses = services.settings().dispatch, services.pauses()
+    now = services.claims().now()
+    pause = pauses.active().get(DISPATCH)
+    if pause is None:
+        since = now - timedelta(seconds=settings.fail_fast_window_seconds)
+        since = max(since, pauses.last_end(DISPATCH) or since)
+        why = should_pause(
+            _launches(since, settings.fail_fast_seconds),
+            now,
+            window_seconds=settings.fail_fast_window_seconds,
+            share=settings.fail_fast_share,
+            min_launches=settings.fail_fast_min_launches,
+        )
+        if why is None:
+            return None
+        if pauses.pause(DISPATCH, why, None):
+            notify(services.settings().notify, "dispatch paused itself", why, key="pause:dispatch")
+        return why
+    probing = pause.probe is not None and any(c.key == pause.probe for c in services.claims().held())
+    if not probing and pause.probe is not None:
+        pauses.drop_probe(DISPATCH, pause.probe)
+    if probing or now < pause.since + timedelta(seconds=PROBE_AFTER_SECONDS):
+        return f"dispatch is paused: {pause.reason}"
+    return None
+
+
+def _launches(since: datetime, fast_seconds: float) -> list[Launch]:
+    ended = services.ledger().ended_attempts(since)
+    return [
+        Launch(ended_at=at, seconds=seconds, fast_failure=failed and seconds < fast_seconds)
+        for at, seconds, failed in ended
+    ]
+
+
+async def _launch_group(group: Sequence[Waiting]) -> list[Launched]:
+    """Claim every ticket of the group for the same node, say so on it, and start one run for them."""
+    claimed: list[tuple[Claim, Waiting]] = []
+    for waiting in group:
+        claim = await asyncio.to_thread(_claim_for_launch, waiting, claimed[0][0].node if claimed else None)
+        if claim is not None:
+            claimed.append((claim, waiting))
+    if not claimed:
+        return []
+    try:
+        run = await launch_run([(claim, w.repository) for claim, w in claimed])
+    except FactoryError as error:
+        for claim, _ in claimed:
+            await asyncio.to_thread(services.claims().requeue, claim, str(error))
+        raise
+    done = []
+    for claim, _ in claimed:
+        await asyncio.to_thread(services.claims().launched, claim, run)
+        _log.info(
+            "board=%s ticket=%s outcome=launched node=%s token=%s", claim.board, claim.ticket, claim.node, claim.token
+        )
+        done.append(Launched(board=claim.board, ticket=claim.ticket, node=claim.node, token=claim.token, flow_run=run))
+    return done
+
+
+def _claim_for_launch(waiting: Waiting, node: str | None) -> Claim | None:
+    """The claim, made and visible on the ticket (SM11), of a ticket that was read again just now (SM6)."""
+    board = services.board(waiting.ticket.board)
+    fresh = _reread(board, waiting)
+    if fresh is None:
+        return None
+    claim = _claim(fresh, lambda held: choose_node(held, fresh, only=node))
+    if claim is None:
+        return None
+    if _published_before(fresh, claim):
+        return None
+    pauses = services.pauses()
+    if DISPATCH in pauses.active() and not pauses.take_probe(DISPATCH, claim.key):
+        services.claims().retry(claim, "dispatch is paused", PROBE_AFTER_SECONDS, None)
+        return None
+    board.comment(claim.ticket, claim_note(claim, claim.failures + 1), marker=CLAIM_MARKER)
+    return claim
+
+
+def _reread(board: Board, waiting: Waiting) -> Waiting | None:
+    section = services.board_section(waiting.ticket.board)
+    found = board.tickets_by_keys([waiting.ticket.key])
+    if not found:
+        return None
+    ticket = found[0]
+    if _left_by_us(ticket, section):
+        ticket = ticket.model_copy(update={"state": section.states.queue[0]})
+    where = route(ticket, services.settings().repositories, section.repository).repository
+    if refusal(ticket, section) is not None or where is None:
+        return None
+    return Waiting(ticket=ticket, repository=where)
+
+
+def _claim(waiting: Waiting, choose: Callable[[Sequence[Claim]], str | None]) -> Claim | None:
+    settings = services.settings()
+    return services.claims().claim(
+        waiting.ticket,
+        holder=f"{settings.node_name}:{os.getpid()}",
+        machine=settings.machine,
+        repository=waiting.repository,
+        lease_seconds=settings.dispatch.lease_seconds,
+        choose_node=choose,
+    )
+
+
+def choose_node(held: Sequence[Claim], waiting: Waiting, only: str | None = None) -> str | None:
+    """The node with the most free slots that has what the repository needs and whose provider is not paused; None: no room."""
+    settings = services.settings()
+    running = [RunningTicket(board=c.board, key=c.ticket, repository=c.repository, state=c.ticket_state) for c in held]
+    if not room(running, settings.dispatch, settings.repositories).takes(waiting.ticket.state, waiting.repository):
+        return None
+    needed = {label.lower() for label in settings.repositories[waiting.repository].node_labels}
+    paused = services.pauses().active()
+    fit = [n for n in services.fleet().nodes() if _fits(n, needed, paused) and only in (None, n.name)]
+    free = {node.name: node.slots - sum(claim.node == node.name for claim in held) for node in fit}
+    best = max(sorted(free), key=lambda name: free[name], default=None)
+    return best if best is not None and (free[best] > 0 or only is not None) else None
+
+
+def _fits(node: Node, needed: set[str], paused: Iterable[str]) -> bool:
+    closed = {f"node:{node.name}", f"provider:{node.provider}"} & set(paused)
+    return node.alive and node.state == "active" and needed <= set(node.labels) and not closed
+
+
+def _published_before(waiting: Waiting, claim: Claim) -> bool:
+    """A pull request of this ticket is there although the ledger knows of no work on it: it is shown, never made again."""
+    if claim.token > 1 or claim.failures:
+        return False
+    found = services.forge(waiting.repository).find(branch_name(waiting.ticket.key))
+    if found is None or found.state == "closed":
+        return False
+    board, states = services.board(claim.board), services.board_section(claim.board).states
+    board.comment(claim.ticket, f"There is a pull request already: {found.url}", marker=f"pull-request-{claim.ticket}")
+    board.move(claim.ticket, states.review)
+    services.claims().release(claim, "a pull request was there", moved=False)
+    return True
+
+
+def _tell(claim: Claim, kind: str, message: str) -> None:
+    services.ledger(claim.board).record_event(None, claim.ticket, kind, message)
+
+
+@task(name="check configuration", task_run_name="check configuration")
+async def check_configuration() -> str | None:
+    """What is wrong with factory.yaml now, told to people once; None when all is well. Bad configuration skips launches (SM2)."""
+    problem = await asyncio.to_thread(services.config_problem)
+    if problem is not None:
+        notify(services.settings().notify, "factory.yaml is not valid", problem, key=f"config:{problem}")
+    return problem

@@ -1,0 +1,50 @@
+"""A repository's own commands around a run: after its checkout is made, before and after the run, before it is removed.
+
+They run in the sandbox like everything a repository brings: no network, no secrets, only the checkout.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+from infra.errors import WorkFailed
+from infra.sandbox import CommandResult, Sandbox
+from tasks.models import Policy
+
+HookName = Literal["after_create", "before_run", "after_run", "before_remove"]
+SHOWN_CHARS = 500
+
+_log = logging.getLogger(__name__)
+
+
+async def run_hook(name: HookName, policy: Policy, worktree: Path, sandbox: Sandbox) -> str | None:
+    """Run the policy's hook, if it has one. Returns what went wrong, in one line, or None when nothing did (WS4).
+
+    A failing `after_create` raises WorkFailed: the checkout is not what the repository wants, and the caller removes
+    it. The other hooks' failures are logged and ignored. Raises what `Sandbox.run` raises.
+    """
+    command: str | None = getattr(policy.hooks, name)
+    if not command:
+        return None
+    limit = policy.hooks.timeout_seconds
+    result = await sandbox.run(command, worktree=worktree, timeout_seconds=limit)
+    problem = _problem(name, result, limit)
+    if problem is None:
+        _log.info("hook=%s outcome=done seconds=%.1f", name, result.seconds)
+        return None
+    if name == "after_create":
+        raise WorkFailed(f"{problem}; correct `hooks` in WORKFLOW.md and commit")
+    _log.warning("hook=%s outcome=failed ignored=yes reason=%s", name, problem)
+    return problem
+
+
+def _problem(name: str, result: CommandResult, limit_seconds: float) -> str | None:
+    said = result.output.strip()
+    tail = ("…" if len(said) > SHOWN_CHARS else "") + said[-SHOWN_CHARS:]
+    if result.timed_out:
+        return f"the hook {name!r} did not end within {limit_seconds:g} s: {tail!r}"
+    if result.flooded:
+        return f"the hook {name!r} wrote too much and was killed: {tail!r}"
+    return f"the hook {name!r} ended with exit code {result.exit_code}: {tail!r}" if result.exit_code else None

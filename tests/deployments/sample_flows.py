@@ -1,0 +1,32 @@
+"""Flows for the tests of the worker; they leave notes in the folder they are told."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import time
+from pathlib import Path
+
+from prefect import flow
+
+DAEMON = "(env -i setsid sleep 300 > /dev/null 2>&1 & echo $!)"
+
+
+@flow(name="greet", persist_result=False)
+async def greet(folder: str) -> None:
+    """Writes when its first line ran, and how its process stands in the world."""
+    print("hello from the run")
+    note = f"{time.time()} {os.getpid()} {os.getsid(0)} {os.environ['DARKFACTORY_RUN']} {Path.cwd()}"
+    Path(folder, "greeted").write_text(note)
+
+
+@flow(name="linger", persist_result=False)
+async def linger(folder: str, name: str) -> None:
+    """Starts a process in a session of its own and a daemon that shook off parent, session and environment, and stays."""
+    sleeper = subprocess.Popen(["sleep", "300"], start_new_session=True)
+    daemon = subprocess.check_output(["sh", "-c", DAEMON], text=True)
+    draft = Path(folder, f".{name}")
+    draft.write_text(f"{os.getpid()} {sleeper.pid} {daemon}")
+    draft.rename(Path(folder, name))
+    await asyncio.sleep(300)

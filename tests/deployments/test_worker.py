@@ -1,0 +1,180 @@
+"""The worker of a node against a real Prefect server: what it starts, and that nothing of it is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from infra.processes import UNMARKED, identity, marked
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 30) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+class Pool:
+    """A work pool of the server with a deployment of each sample flow, seen through the server's own API."""
+
+    def __init__(self, api: httpx.Client, folder: Path, slots: int) -> None:
+        self.api, self.folder, self.name = api, folder, f"pool-{uuid4().hex[:8]}"
+        self._post("/work_pools/", name=self.name, type="process", concurrency_limit=slots)
+
+    def _post(self, address: str, **body: Any) -> Any:
+        answer = self.api.post(address, json=body)
+        assert answer.is_success, answer.text
+        return answer.json()
+
+    def start(self, flow: str, **parameters: str) -> str:
+        flow_id = self._post("/flows/", name=flow)["id"]
+        deployment = self._post(
+            "/deployments/", name=self.name, flow_id=flow_id, work_pool_name=self.name,
+            entrypoint=f"tests.deployments.sample_flows.{flow}", path=str(self.folder),
+        )  # fmt: skip
+        given = {"folder": str(self.folder), **parameters}
+        return str(self._post(f"/deployments/{deployment['id']}/create_flow_run", parameters=given)["id"])
+
+    def state(self, run: str) -> str:
+        return str(self.api.get(f"/flow_runs/{run}").json()["state_type"])
+
+    def ended(self, run: str, seconds: float = 30) -> str:
+        wait_until(lambda: self.state(run) in FINAL, seconds)
+        return self.state(run)
+
+    def cancel(self, run: str) -> None:
+        self._post(f"/flow_runs/{run}/set_state", state={"type": "CANCELLING"}, force=True)
+
+    def lingering(self, name: str, seconds: float = 30) -> list[int]:
+        """The run's own process, the one with its own session, and the daemon."""
+        assert wait_until((self.folder / name).exists, seconds), "the run did not start"
+        return [int(pid) for pid in (self.folder / name).read_text().split()]
+
+    def statuses(self) -> list[str]:
+        return [worker["status"] for worker in self._post(f"/work_pools/{self.name}/workers/filter")]
+
+
+@pytest.fixture
+def pool(prefect_url: str, tmp_path: Path) -> Iterator[Pool]:
+    with httpx.Client(base_url=prefect_url, timeout=30) as api:
+        yield Pool(api, tmp_path, slots=2)
+
+
+class WorkerProcess:
+    """`python -m deployments.worker`, from outside."""
+
+    def __init__(self, pool: Pool, url: str, home: Path) -> None:
+        kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+        own = {"HOME": str(home), "DARKFACTORY_HOME": str(home), "PREFECT_API_URL": url, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-P", "-m", "deployments.worker", "--pool", pool.name, "--slots", "2"]
+        with (home / "worker.log").open("wb") as log:
+            self.process = subprocess.Popen(command, env={**kept, **own}, cwd=home, stdout=log, stderr=log)
+
+    def children(self) -> list[int]:
+        return [pid for pid in pids_of_all() if parent(pid) == self.process.pid]
+
+
+def pids_of_all() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def parent(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
+def gone(pids: list[int], seconds: float = 15) -> bool:
+    return bool(wait_until(lambda: not any(identity(pid) for pid in pids), seconds))
+
+
+@pytest.fixture
+def worker(pool: Pool, prefect_url: str, tmp_path: Path) -> Iterator[WorkerProcess]:
+    started = WorkerProcess(pool, prefect_url, tmp_path)
+    try:
+        assert wait_until(lambda: pool.statuses() == ["ONLINE"], 60), (tmp_path / "worker.log").read_text()
+        yield started
+    finally:
+        started.process.send_signal(signal.SIGTERM)
+        assert started.process.wait(60) is not None
+
+
+def test_a_run_is_forked_into_a_session_an_empty_folder_and_a_log_of_its_own(
+    pool: Pool, worker: WorkerProcess, tmp_path: Path
+) -> None:
+    run = pool.start("greet")
+    assert pool.ended(run) == "COMPLETED", (tmp_path / "worker.log").read_text()
+    _, pid, session, mark, folder = (tmp_path / "greeted").read_text().split()
+    assert (pid, mark) == (session, run)
+    assert (Path(folder), list(Path(folder).iterdir())) == (tmp_path / "prefect" / "empty", [])
+    assert "hello from the run" in (tmp_path / "logs" / "runs" / f"{run}.log").read_text()
+    assert gone([int(pid)])
+
+
+def test_a_killed_run_is_reported_crashed_and_leaves_no_process(pool: Pool, worker: WorkerProcess) -> None:
+    """I13, RC8: not even a daemon that shook off parent, session and environment."""
+    run = pool.start("linger", name="killed")
+    pids = pool.lingering("killed")
+    assert {pids[0], pids[1]} <= set(marked(run))
+    os.kill(pids[0], signal.SIGKILL)
+    assert pool.ended(run, 10) == "CRASHED"
+    assert gone(pids)
+    assert marked(run) == []
+
+
+def test_a_cancelled_run_ends_with_its_tree(pool: Pool, worker: WorkerProcess) -> None:
+    run = pool.start("linger", name="cancelled")
+    pids = pool.lingering("cancelled")
+    pool.cancel(run)
+    assert wait_until(lambda: pool.state(run) == "CANCELLED", 20), pool.state(run)
+    assert gone(pids, 0)
+
+
+def test_no_more_runs_than_slots_are_at_work(pool: Pool, worker: WorkerProcess) -> None:
+    runs = [pool.start("linger", name=str(number)) for number in range(3)]
+    assert wait_until(lambda: sum(pool.state(run) == "RUNNING" for run in runs) == 2)
+    time.sleep(2)
+    assert len([name for name in ("0", "1", "2") if (pool.folder / name).exists()]) == 2
+    pool.cancel(next(run for run in runs if pool.state(run) == "RUNNING"))
+    assert wait_until(lambda: all((pool.folder / name).exists() for name in ("0", "1", "2")))
+
+
+def test_a_worker_that_is_told_to_stop_ends_its_runs_and_itself(pool: Pool, worker: WorkerProcess) -> None:
+    run = pool.start("linger", name="stopped")
+    pids = [*pool.lingering("stopped"), *worker.children()]
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.process.wait(30) == 0
+    assert gone(pids, 0)
+    assert pool.ended(run, 5) == "CRASHED"
+
+
+def test_a_killed_worker_takes_its_runs_with_it(pool: Pool, worker: WorkerProcess) -> None:
+    """RC10: once these are gone, the ticket can be dispatched again."""
+    run = pool.start("linger", name="orphaned")
+    pids = [*pool.lingering("orphaned"), *worker.children()]
+    assert any(mark_of(pid) == UNMARKED for pid in pids)
+    worker.process.kill()
+    assert gone(pids)
+    assert marked(run) == []
+
+
+def mark_of(pid: int) -> str | None:
+    entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return next((entry.decode().partition("=")[2] for entry in entries if entry.startswith(b"DARKFACTORY_RUN=")), None)

@@ -1,0 +1,305 @@
+"""Ticks of the dispatcher on a real folder board, ledger and Prefect server; the launched runs are worked in this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+
+from deployments.definitions import apply, ensure_pool, node_table
+from infra.errors import FactoryError, RateLimited
+from infra.fleet import pool_name
+from infra.llm.scripted import Fault
+from tests.flows.conftest import Factory
+from tests.shop import git, script, write_ticket
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"),
+]
+LIMIT = "You've hit your limit · resets 4am (America/Chicago)"
+
+
+class Clock:
+    """Wall time that a test moves."""
+
+    def __init__(self, now: datetime) -> None:
+        self.now = now
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def move(self, **by: float) -> None:
+        self.now += timedelta(**by)
+
+
+class Night:
+    """A factory with one node, ticks, and a worker that is this process."""
+
+    def __init__(self, factory: Factory, clock: Clock, node: str) -> None:
+        self.factory, self.clock, self.node = factory, clock, node
+        self.worked: set[UUID] = set()
+
+    async def join(self, slots: int, labels: tuple[str, ...] = ()) -> None:
+        from tasks import services
+
+        services.fleet().join(
+            self.node, slots=slots, labels=labels, machine="m", provider=services.provider(), lease_seconds=1e9
+        )
+        async with get_client() as client:
+            await ensure_pool(client, pool_name(self.node), slots + 1)
+            for definition in node_table(self.node):
+                await apply(client, definition, str(self.factory.home))
+
+    async def tick(self, *only: str) -> Any:
+        from flows.dispatch import dispatch_tickets
+
+        self.factory.forget()
+        return await dispatch_tickets(*only)
+
+    async def runs(self) -> list[FlowRun]:
+        async with get_client() as client:
+            runs = await client.read_flow_runs(limit=200)
+        return [run for run in runs if run.work_pool_name == pool_name(self.node) and "token" in run.parameters]
+
+    async def work(self) -> list[str]:
+        """Run what was launched and not yet worked on, as the node's worker would. Returns how each ended."""
+        from flows.ticket import work_ticket
+
+        endings = []
+        for run in sorted(await self.runs(), key=lambda r: r.name):
+            if run.id in self.worked:
+                continue
+            self.worked.add(run.id)
+            self.factory.forget()
+            try:
+                endings.append((await work_ticket(**run.parameters)).decision)
+            except FactoryError as error:
+                endings.append(type(error).__name__)
+        return endings
+
+    def claim(self, key: str) -> Any:
+        from tasks import services
+
+        return services.claims().find("folder", key)
+
+
+@pytest.fixture
+async def night(factory: Factory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Night]:
+    from tasks import services
+
+    monkeypatch.setenv("DARKFACTORY_REPOSITORIES", json.dumps({"shop": {"path": str(factory.repository)}}))
+    clock = Clock(datetime.now(UTC))
+    monkeypatch.setattr(services, "clock", clock)
+    factory.board.mkdir(parents=True, exist_ok=True)
+    factory.forget()
+    yield Night(factory, clock, f"n{abs(hash(str(tmp_path))) % 10**9}")
+
+
+def ticket(night: Night, key: str, **front: object) -> Path:
+    path = write_ticket(night.factory.board, key)
+    head = "".join(f"{name}: {json.dumps(value)}\n" for name, value in {"state": "todo", **front}.items())
+    path.write_text(path.read_text().replace("state: ready\n", head, 1))
+    return path
+
+
+def state_of(night: Night, key: str) -> str:
+    text = (night.factory.board / f"{key}.md").read_text()
+    return next(line for line in text.splitlines() if line.startswith("state:")).removeprefix("state: ").strip("\"'")
+
+
+async def test_tickets_go_out_in_order_while_slots_last_and_only_once(night: Night) -> None:
+    """SM2, SM4, SM5, SM11: the claim is on the ticket before the run starts."""
+    await night.join(slots=2)
+    for key, priority in (("a", 3), ("b", 1), ("c", 2)):
+        ticket(night, key, priority=priority)
+    first = await night.tick()
+    assert [launched.ticket for launched in first.launched] == ["b", "c"], first
+    assert first.skipped == {"a": "no slots"}
+    assert f"Claimed by node {night.node} for attempt 1; the claim is void after 20" in (
+        night.factory.board / "b.md"
+    ).read_text()
+    again = await night.tick()
+    assert again.launched == ()
+    assert len(await night.runs()) == 2
+    assert await night.work() == ["ACCEPT", "ACCEPT"]
+    assert state_of(night, "b") == "in review"
+    assert [launched.ticket for launched in (await night.tick()).launched] == ["a"]
+
+
+async def test_what_is_not_for_us_is_left_alone(night: Night) -> None:
+    """SM3, SM12, I3: closed, blocked, blocked in a circle, unroutable; each is said once."""
+    await night.join(slots=9)
+    ticket(night, "open")
+    ticket(night, "waits", blocked_by=["open"])
+    ticket(night, "free", blocked_by=["finished"])
+    ticket(night, "finished", state="done")
+    ticket(night, "egg", blocked_by=["hen"])
+    ticket(night, "hen", blocked_by=["egg"])
+    ticket(night, "lost", repository="nowhere")
+    done = await night.tick()
+    assert {launched.ticket for launched in done.launched} == {"open", "free"}
+    assert set(done.skipped) == {"waits", "egg", "hen", "lost"}
+    await night.tick()
+    text = (night.factory.board / "lost.md").read_text()
+    assert text.count("Not worked on: ") == 1
+    assert (night.factory.board / "egg.md").read_text().count("block each other") == 1
+    (night.factory.board / "lost.md").write_text(text.replace("nowhere", "shop"))
+    assert [launched.ticket for launched in (await night.tick()).launched] == ["lost"]
+
+
+async def test_a_board_that_never_changes_gets_one_pull_request_per_ticket(
+    night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The 124-PR night: 20 scans of a board that takes no state change."""
+    from infra.boards.folder import FolderBoard
+
+    monkeypatch.setattr(FolderBoard, "move", lambda *_: None)
+    await night.join(slots=9)
+    for key in ("one", "two"):
+        ticket(night, key)
+    for _ in range(20):
+        await night.tick()
+        await night.work()
+        night.clock.move(minutes=2)
+    assert len(await night.runs()) == 2
+    assert state_of(night, "one") == "todo"
+    assert len(list((night.factory.home / "forge/shop/pulls").glob("*.md"))) == 2
+    assert git(night.factory.home / "forge/shop/repo.git", "for-each-ref", "--format=%(refname:short)").split() == [
+        "agent/one", "agent/two", "main",
+    ]  # fmt: skip
+
+
+async def test_a_lost_ledger_does_not_make_a_second_pull_request(night: Night) -> None:
+    """I4: the pull request that is there is shown."""
+    from tasks import services
+
+    await night.join(slots=2)
+    path = ticket(night, "one")
+    written = path.read_text()
+    await night.tick()
+    assert await night.work() == ["ACCEPT"]
+    path.write_text(written)
+    with services.database().transaction() as session:
+        session.connection().exec_driver_sql("truncate darkfactory_ledger.claims")
+    assert (await night.tick()).launched == ()
+    assert state_of(night, "one") == "in review"
+    assert "There is a pull request already" not in written
+    assert len(await night.runs()) == 1
+
+
+async def test_a_night_of_rate_limits_burns_nothing_and_goes_on_by_itself(night: Night) -> None:
+    """The 46-session night (RB8, I7): one session dies, the provider is paused until 4am, and then the work is done."""
+    from tasks import services
+
+    night.factory.model.rules = script(architect=Fault(kind="status", status=429, body={"error": {"message": LIMIT, "type": "rate_limit_error"}}))
+    await night.join(slots=1)
+    for n in range(3):
+        ticket(night, f"t{n}")
+    for _ in range(46):
+        await night.tick()
+        await night.work()
+        night.clock.move(seconds=120)
+    assert len(await night.runs()) == 1, "one session met the limit, and no other was launched"
+    assert services.ledger().burnt_attempts("t0") == 0
+    (pause,) = services.pauses().active().values()
+    assert pause.scope.startswith("provider:openai@")
+    assert pause.until is not None
+    assert pause.until.astimezone(_zone("America/Chicago")).strftime("%H:%M") == "04:00"
+    assert {state_of(night, f"t{n}") for n in range(3)} == {"todo"}
+
+    night.factory.model.rules = script()
+    night.clock.now = pause.until + timedelta(seconds=1)
+    for _ in range(3):
+        await night.tick()
+        assert await night.work() == ["ACCEPT"]
+        night.clock.move(seconds=120)
+    assert {state_of(night, f"t{n}") for n in range(3)} == {"in review"}
+    assert RateLimited.category == "rate-limited"
+
+
+def _zone(name: str) -> Any:
+    from zoneinfo import ZoneInfo
+
+    return ZoneInfo(name)
+
+
+async def test_a_ticket_that_is_closed_while_it_waits_for_its_node_does_not_run(night: Night) -> None:
+    """RC3, I11"""
+    await night.join(slots=2)
+    path = ticket(night, "one")
+    await night.tick()
+    path.write_text(path.read_text().replace('state: "todo"', "state: done"))
+    assert (await night.tick()).stopped == ("one",)
+
+
+async def test_a_dead_node_gives_its_tickets_back(night: Night) -> None:
+    """I10, SM11: what never started goes out again as a new launch; the old one is fenced off."""
+    from tasks import services
+
+    await night.join(slots=1)
+    ticket(night, "one")
+    await night.tick()
+    dead, night.node = night.node, f"{night.node}b"
+    await night.join(slots=1)
+    services.fleet().set_state(dead, "left")
+    done = await night.tick()
+    assert [(launched.node, launched.token) for launched in done.launched] == [(night.node, 3)] or [
+        launched.node for launched in done.launched
+    ] == [night.node]
+    assert await night.work() == ["ACCEPT"]
+
+
+async def test_after_three_failures_the_ticket_is_parked_and_an_edit_starts_anew(night: Night) -> None:
+    """RB7, I6"""
+    night.factory.model.rules = script(architect="not JSON at all")
+    await night.join(slots=1)
+    path = ticket(night, "one")
+    endings = []
+    for _ in range(6):
+        await night.tick()
+        endings += await night.work()
+        night.clock.move(seconds=400)
+    claim = night.claim("one")
+    assert len(endings) <= 3
+    assert claim.state in ("parked", "released")
+    night.factory.model.rules = script()
+    path.write_text(path.read_text().replace("state: needs human", "state: todo").replace("state: rejected", "state: todo") + "\n")
+    path.write_text(path.read_text().replace("should cost 180", "has to cost 180"))
+    await night.tick()
+    assert await night.work() == ["ACCEPT"]
+
+
+async def test_dispatch_pauses_itself_when_nearly_all_launches_die_at_once_and_one_probe_reopens_it(night: Night) -> None:
+    """RB9"""
+    from tasks import services
+    from tasks.dispatching import PROBE_AFTER_SECONDS
+
+    night.factory.model.rules = script(architect=Fault(kind="status", status=500))
+    await night.join(slots=9)
+    for n in range(6):
+        ticket(night, f"t{n}")
+    await night.tick()
+    await night.work()
+    paused = await night.tick()
+    scopes = set(services.pauses().active())
+    for scope in scopes - {"dispatch"}:
+        services.pauses().succeed(scope)
+    if "dispatch" not in scopes:
+        pytest.skip(f"another pause came first: {sorted(scopes)}")
+    assert paused.launched == ()
+    night.factory.model.rules = script()
+    night.clock.move(seconds=PROBE_AFTER_SECONDS + 400)
+    probe = await night.tick()
+    assert len(probe.launched) == 1
+    assert (await night.tick()).launched == ()
+    assert await night.work() == ["ACCEPT"]
+    assert "dispatch" not in services.pauses().active()
+    assert len((await night.tick()).launched) == 5

@@ -1,0 +1,137 @@
+"""Settings that are edited while the factory works. Real files; each call stands for the next process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from infra.errors import ConfigError
+from infra.reloading import current_settings
+
+SECRET = "ghp_abcdefghijklmnopqrstuvwxyz0123"
+
+
+@pytest.fixture(autouse=True)
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DARKFACTORY_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("DARKFACTORY_CONFIG", raising=False)
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home" / "factory.yaml"
+
+
+def copy_of(config: Path) -> Path:
+    return config.parent / "run" / "factory.good.yaml"
+
+
+def test_an_edit_is_there_at_the_next_call(config: Path) -> None:
+    """CF1."""
+    for seed in (1, 2):
+        config.write_text(f"seed: {seed}\n")
+        loaded = current_settings()
+        assert (loaded.settings.seed, loaded.problem, loaded.warnings) == (seed, None, ())
+    assert copy_of(config).stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        ("seed: 1\ndispatch:\n  max_runing: 2\n", "line 3: dispatch.max_runing"),
+        ("seed: 1\nseed: 2\n", "line 2: `seed` stands there twice"),
+        ("seed: [\n", "not valid YAML in line 2"),
+        ("boards: {main: {kind: github, project: a/b, token: $NOT_SET_ANYWHERE}}\n", "NOT_SET_ANYWHERE is not set"),
+        (None, "is gone"),
+    ],
+)
+def test_a_bad_edit_keeps_the_last_good_settings_and_says_so(config: Path, edit: str | None, said: str) -> None:
+    """CF1, CF4: each call is what the next process sees, and the second bad one sees the same."""
+    config.write_text("seed: 5\n")
+    current_settings()
+    config.unlink() if edit is None else config.write_text(edit)
+    for _ in range(2):
+        loaded = current_settings()
+        assert loaded.settings.seed == 5
+        assert loaded.problem is not None
+        assert said in loaded.problem
+        assert "stay in force" in loaded.problem
+    config.write_text("seed: 6\n")
+    assert current_settings()[:2] == (current_settings().settings, None)
+    assert current_settings().settings.seed == 6
+
+
+def test_invalid_at_the_first_start_is_refused(config: Path) -> None:
+    """CF2."""
+    config.write_text("sed: 5\n")
+    with pytest.raises(ConfigError, match="did you mean 'seed'"):
+        current_settings()
+    assert not copy_of(config).exists()
+
+
+def test_a_good_copy_that_cannot_be_used_any_more_hides_nothing(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BOARD_TOKEN", SECRET)
+    config.write_text("boards: {main: {kind: github, project: a/b, token: $BOARD_TOKEN}}\n")
+    current_settings()
+    assert SECRET not in copy_of(config).read_text()
+    monkeypatch.delenv("BOARD_TOKEN")
+    with pytest.raises(ConfigError, match="BOARD_TOKEN is not set"):
+        current_settings()
+
+
+def test_without_any_file_the_defaults_hold(config: Path) -> None:
+    loaded = current_settings()
+    assert (loaded.settings.seed, loaded.problem) == (0, None)
+
+
+def test_the_environment_wins_over_the_good_copy_too(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.write_text("seed: 5\nmax_rounds: 3\n")
+    current_settings()
+    config.write_text("seed: x\n")
+    monkeypatch.setenv("DARKFACTORY_SEED", "9")
+    config.write_text("seed: 5\nmax_rounds: x\n")
+    settings = current_settings().settings
+    assert (settings.seed, settings.max_rounds) == (9, 3)
+
+
+def test_a_home_that_the_file_names_holds_the_copy(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DARKFACTORY_HOME")
+    monkeypatch.setenv("DARKFACTORY_CONFIG", str(config))
+    elsewhere = tmp_path / "else where"
+    config.write_text(f"home: '{elsewhere}'  # mine\nseed: 5\n")
+    current_settings()
+    assert (elsewhere / "run" / "factory.good.yaml").is_file()
+    config.write_text(f"home: '{elsewhere}'\nseed: [\n")
+    assert current_settings().settings.seed == 5
+
+
+def test_the_copy_of_another_file_is_not_used(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.write_text("seed: 5\n")
+    current_settings()
+    other = tmp_path / "other.yaml"
+    other.write_text("sed: 5\n")
+    monkeypatch.setenv("DARKFACTORY_CONFIG", str(other))
+    with pytest.raises(ConfigError, match="sed"):
+        current_settings()
+
+
+def test_a_secret_in_the_file_works_but_is_warned_about_without_being_quoted(config: Path) -> None:
+    config.write_text(
+        f"boards:\n  main:\n    kind: github\n    project: a/b\n    token: {SECRET}\n"
+        f"database_url: postgresql://me:{SECRET}@localhost/x\n"
+    )
+    loaded = current_settings()
+    assert loaded.problem is None
+    assert [warning.partition(" holds")[0] for warning in loaded.warnings] == [
+        "line 5: `boards.main.token`", "line 6: `database_url`",
+    ]  # fmt: skip
+    assert SECRET not in str(loaded.warnings)
+    assert copy_of(config).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_copy_that_cannot_be_written_is_a_warning(config: Path) -> None:
+    (config.parent / "run").write_text("in the way")
+    config.write_text("seed: 5\n")
+    loaded = current_settings()
+    assert loaded.settings.seed == 5
+    assert "no copy of the settings can be kept" in loaded.warnings[0]
