@@ -43,7 +43,13 @@ WARM_SECONDS = 120.0
 """Longest wait for the warm process: its imports take 3 s on an idle machine without bytecode."""
 END_SECONDS = 60.0
 """Longest wait for a run that was told to end; its guard takes its two graces and some."""
-WARM_PACKAGES = ("prefect.flow_engine", "prefect.events.clients", "prefect._internal.metrics", "flows")
+WARM_PACKAGES = (
+    "prefect.flow_engine",
+    "prefect.events.clients",
+    "prefect._internal.metrics",
+    "anyio._backends._asyncio",
+    "flows",
+)
 
 Started = Callable[[str, int, str], None]
 """Flow run id, process id, and when that process began (`infra.processes.identity`)."""

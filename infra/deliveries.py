@@ -43,8 +43,8 @@ class Deliveries:
         """Record a delivery. False when it was there before: a repeat or a replay (SM10)."""
         new = insert(DeliveryTable).values(source=source, id=id, kind=kind, board=board, ticket=ticket)
         with self._transaction() as session:
-            done = session.execute(new.on_conflict_do_nothing(index_elements=["source", "id"]))
-            return bool(done.rowcount)  # type: ignore[attr-defined]  # an insert's result has it
+            fresh = new.on_conflict_do_nothing(index_elements=["source", "id"]).returning(DeliveryTable.id)
+            return session.scalar(fresh) is not None
 
     def emitted(self, source: str, id: str) -> None:
         mine = update(DeliveryTable).where(DeliveryTable.source == source, DeliveryTable.id == id)

@@ -70,7 +70,7 @@ query WholeTickets($team: String!, $filter: IssueFilter!, $first: Int!, $after: 
   viewer {{ id }}
   teams(first: 1, filter: {{key: {{eq: $team}}}}) {{ nodes {{ id }} }}
   issues(first: $first, after: $after, filter: $filter, includeArchived: true) {{
-    nodes {{ ...Ticket comments(first: 20) {{ {_NODES["comments"]} {_INFO} }} }} {_INFO}
+    nodes {{ ...Ticket comments(first: 15) {{ {_NODES["comments"]} {_INFO} }} }} {_INFO}
   }}
 }}{_TICKET}"""
 _MORE = {
@@ -209,7 +209,8 @@ class LinearBoard:
         """The raw unfinished issues of the team that are in any of the states and have all of the labels."""
         in_state = {"type": {"nin": _FINISHED}, "or": [{"name": {"eqIgnoreCase": name}} for name in states]}
         labelled = [{"labels": {"some": {"name": {"eqIgnoreCase": name}}}} for name in labels]
-        variables = {"filter": {**self._of_team(), "state": in_state, "and": labelled}, "first": _PAGE}
+        with_labels = {"and": labelled} if labelled else {}
+        variables = {"filter": {**self._of_team(), "state": in_state, **with_labels}, "first": _PAGE}
         return self._issues(_OPEN, self._team_answer(_OPEN, **variables), variables)
 
     def _of_team(self) -> Payload:
@@ -593,8 +594,10 @@ def _label_name(label: object) -> str | None:
 
 def _distinct(labels: Iterable[str]) -> list[str]:
     """In one line each, without blank and repeated ones, in the first spelling."""
-    named = {name.casefold(): name for name in reversed([x for x in map(_one_line, labels) if x])}
-    return [*reversed(named.values())]
+    named: dict[str, str] = {}
+    for name in filter(None, map(_one_line, labels)):
+        named.setdefault(name.casefold(), name)
+    return [*named.values()]
 
 
 def _folded(names: Iterable[str]) -> set[str]:

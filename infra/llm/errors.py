@@ -25,6 +25,7 @@ from infra.errors import (
     RateLimited,
     Unreachable,
 )
+from infra.reset_times import parse_reset
 
 MONEY_CODES = frozenset(
     {
@@ -192,7 +193,7 @@ def reset_time(headers: Mapping[str, str], error: ErrorBody, now: datetime | Non
         or error.resets
         or _limit_headers(headers, now)
         or _regain_words(error.message)
-        or _wait_words(error.message, now)
+        or parse_reset(error.message, now)
     )
 
 
@@ -249,26 +250,6 @@ def duration_seconds(text: str) -> float | None:
     if not text.strip() or DURATION.sub("", text.strip()):
         return None
     return sum(float(number) * UNIT_SECONDS[unit] for number, unit in DURATION.findall(text))
-
-
-WAIT_WORDS = re.compile(
-    r"(?:try again in|please wait|retry in|resets in)\s+(?P<number>\d{1,9}(?:\.\d{1,6})?)\s*"
-    r"(?P<unit>ms|milliseconds?|s|seconds?|m|minutes?|h|hours?|d|days?)\b(?P<rest>(?:\d+(?:\.\d+)?(?:ms|s|m|h))*)",
-    re.IGNORECASE,
-)
-COMPACT_WAIT = re.compile(
-    r"(?:try again in|please wait|retry in|resets in)\s+((?:\d{1,9}(?:\.\d{1,9})?(?:ms|[smhd]))+)", re.I
-)
-
-
-def _wait_words(message: str, now: datetime) -> datetime | None:
-    if (match := COMPACT_WAIT.search(message)) and (seconds := duration_seconds(match[1])) is not None:
-        return _after(seconds, now)
-    if not (match := WAIT_WORDS.search(message)):
-        return None
-    unit = match["unit"].lower()
-    unit = "ms" if unit.startswith(("ms", "milli")) else unit[0]
-    return _after(float(match["number"]) * UNIT_SECONDS[unit], now)
 
 
 REGAIN_WORDS = re.compile(r"regain access on (\d{4}-\d\d-\d\d)(?: at (\d\d:\d\d))?")

@@ -70,16 +70,11 @@ class Pool:
         return [worker["status"] for worker in self._post(f"/work_pools/{self.name}/workers/filter")]
 
 
-@pytest.fixture
-def pool(prefect_url: str, tmp_path: Path) -> Iterator[Pool]:
-    with httpx.Client(base_url=prefect_url, timeout=30) as api:
-        yield Pool(api, tmp_path, slots=2)
-
-
 class WorkerProcess:
     """`python -m deployments.worker`, from outside."""
 
     def __init__(self, pool: Pool, url: str, home: Path) -> None:
+        self.pool, self.home = pool, home
         kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
         own = {"HOME": str(home), "DARKFACTORY_HOME": str(home), "PREFECT_API_URL": url, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-P", "-m", "deployments.worker", "--pool", pool.name, "--slots", "2"]
@@ -105,26 +100,57 @@ def gone(pids: list[int], seconds: float = 15) -> bool:
     return bool(wait_until(lambda: not any(identity(pid) for pid in pids), seconds))
 
 
+class Node:
+    """A pool and its worker, started again after a test that ended it: a start takes seconds."""
+
+    def __init__(self, url: str, api: httpx.Client, folder: Path) -> None:
+        self._url, self._api, self._folder = url, api, folder
+        self._worker: WorkerProcess | None = None
+        self._starts = 0
+
+    def worker(self) -> WorkerProcess:
+        if self._worker is None or self._worker.process.poll() is not None:
+            self._starts += 1
+            home = self._folder / str(self._starts)
+            home.mkdir()
+            pool = Pool(self._api, home, slots=2)
+            self._worker = WorkerProcess(pool, self._url, home)
+            assert wait_until(lambda: pool.statuses() == ["ONLINE"], 60), (home / "worker.log").read_text()
+        return self._worker
+
+    def stop(self) -> None:
+        if self._worker:
+            self._worker.process.send_signal(signal.SIGTERM)
+            self._worker.process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def node(prefect_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    with httpx.Client(base_url=prefect_url, timeout=30) as api:
+        made = Node(prefect_url, api, tmp_path_factory.mktemp("node"))
+        try:
+            yield made
+        finally:
+            made.stop()
+
+
 @pytest.fixture
-def worker(pool: Pool, prefect_url: str, tmp_path: Path) -> Iterator[WorkerProcess]:
-    started = WorkerProcess(pool, prefect_url, tmp_path)
-    try:
-        assert wait_until(lambda: pool.statuses() == ["ONLINE"], 60), (tmp_path / "worker.log").read_text()
-        yield started
-    finally:
-        started.process.send_signal(signal.SIGTERM)
-        assert started.process.wait(60) is not None
+def worker(node: Node) -> WorkerProcess:
+    return node.worker()
 
 
-def test_a_run_is_forked_into_a_session_an_empty_folder_and_a_log_of_its_own(
-    pool: Pool, worker: WorkerProcess, tmp_path: Path
-) -> None:
+@pytest.fixture
+def pool(worker: WorkerProcess) -> Pool:
+    return worker.pool
+
+
+def test_a_run_is_forked_into_a_session_an_empty_folder_and_a_log_of_its_own(pool: Pool, worker: WorkerProcess) -> None:
     run = pool.start("greet")
-    assert pool.ended(run) == "COMPLETED", (tmp_path / "worker.log").read_text()
-    _, pid, session, mark, folder = (tmp_path / "greeted").read_text().split()
+    assert pool.ended(run) == "COMPLETED", (worker.home / "worker.log").read_text()
+    _, pid, session, mark, folder = (worker.home / "greeted").read_text().split()
     assert (pid, mark) == (session, run)
-    assert (Path(folder), list(Path(folder).iterdir())) == (tmp_path / "prefect" / "empty", [])
-    assert "hello from the run" in (tmp_path / "logs" / "runs" / f"{run}.log").read_text()
+    assert (Path(folder), list(Path(folder).iterdir())) == (worker.home / "prefect" / "empty", [])
+    assert "hello from the run" in (worker.home / "logs" / "runs" / f"{run}.log").read_text()
     assert gone([int(pid)])
 
 
@@ -154,6 +180,9 @@ def test_no_more_runs_than_slots_are_at_work(pool: Pool, worker: WorkerProcess) 
     assert len([name for name in ("0", "1", "2") if (pool.folder / name).exists()]) == 2
     pool.cancel(next(run for run in runs if pool.state(run) == "RUNNING"))
     assert wait_until(lambda: all((pool.folder / name).exists() for name in ("0", "1", "2")))
+    for run in runs:
+        pool.cancel(run)
+    assert {pool.ended(run) for run in runs} == {"CANCELLED"}
 
 
 def test_a_worker_that_is_told_to_stop_ends_its_runs_and_itself(pool: Pool, worker: WorkerProcess) -> None:
@@ -163,6 +192,26 @@ def test_a_worker_that_is_told_to_stop_ends_its_runs_and_itself(pool: Pool, work
     assert worker.process.wait(30) == 0
     assert gone(pids, 0)
     assert pool.ended(run, 5) == "CRASHED"
+
+
+def test_a_killed_guard_takes_its_run_with_it(pool: Pool, worker: WorkerProcess) -> None:
+    run = pool.start("linger", name="unguarded")
+    pids = pool.lingering("unguarded")
+    guard = parent(pids[0])
+    assert guard in marked(run)
+    os.kill(guard, signal.SIGKILL)
+    assert pool.ended(run, 10) == "CRASHED"
+    assert gone(pids)
+
+
+def test_a_killed_spawner_loses_its_runs_and_is_started_again(pool: Pool, worker: WorkerProcess) -> None:
+    run = pool.start("linger", name="lost")
+    pids = pool.lingering("lost")
+    (spawner,) = [pid for pid in worker.children() if mark_of(pid) == UNMARKED]
+    os.kill(spawner, signal.SIGKILL)
+    assert pool.ended(run, 10) == "CRASHED"
+    assert gone(pids)
+    assert pool.ended(pool.start("greet")) == "COMPLETED"
 
 
 def test_a_killed_worker_takes_its_runs_with_it(pool: Pool, worker: WorkerProcess) -> None:
