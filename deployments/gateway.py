@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
 import socket
 import ssl
 import threading
@@ -26,7 +27,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from infra.database import open_database
+from infra.deliveries import Deliveries
 from infra.errors import ConfigError, InfraError
+from infra.reloading import current_settings
 from infra.sections import (
     BoardSection,
     GitHubBoardSection,
@@ -311,3 +315,23 @@ async def _explain(request: Request, error: Exception) -> Response:
             return JSONResponse({"error": error.detail}, error.status_code, error.headers)
         case _:
             return JSONResponse({"error": "the gateway failed; its log says why"}, 500)
+
+
+def main() -> None:
+    """Receive webhooks for the factory of this home until SIGTERM (`darkfactory up` starts this)."""
+    settings = current_settings().settings
+    with open_database(settings) as database:
+        deliveries = Deliveries(database)
+
+        async def accept(delivery: Delivery, board: str | None, ticket: str | None) -> bool:
+            said = (delivery.source, delivery.id, delivery.kind, board, ticket)
+            return await asyncio.to_thread(deliveries.accept, *said)
+
+        async def sent(delivery: Delivery) -> None:
+            await asyncio.to_thread(deliveries.emitted, delivery.source, delivery.id)
+
+        asyncio.run(serve(settings, os.environ["PREFECT_API_URL"], accept, asyncio.Event(), sent=sent))
+
+
+if __name__ == "__main__":
+    main()

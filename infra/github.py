@@ -133,15 +133,22 @@ class GitHub:
 
         The token of an app may not ask for its own name; then any app is believed, as no person can look like one.
         """
-        if self._login is None and not self._is_app:
-            try:
-                self._login = one_line(self.record("GET", "/user").get("login"))
-            except (_Forbidden, Missing):
-                self._is_app = True
+        if not self._is_app and self._login is None:
+            self._login = self._own_login()
+            self._is_app = self._login is None
         if self._is_app:
             return bool(dig(user, "type") == "Bot")
-        login = one_line(dig(user, "login"))
-        return login is not None and self._login is not None and login.casefold() == self._login.casefold()
+        return _same(dig(user, "login"), self._login)
+
+    def _own_login(self) -> str | None:
+        """None for the token of an app."""
+        try:
+            login = one_line(self.record("GET", "/user").get("login"))
+        except (_Forbidden, Missing):
+            return None
+        if login is None:
+            raise ProviderFault("GitHub does not say whose token it is; try again later")
+        return login
 
     def harmless(self, value: object) -> str:
         """Foreign words for a message: short, printable and without the token."""
@@ -294,6 +301,10 @@ def sendable(text: str) -> str:
 
 def sendable_title(title: str) -> str:
     return (one_line(title) or "Untitled")[:_LONGEST_TITLE].rstrip()
+
+
+def _same(login: object, own: str | None) -> bool:
+    return isinstance(login, str) and own is not None and login.casefold() == own.casefold()
 
 
 def _checked_url(url: str) -> str:
