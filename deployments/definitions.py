@@ -130,7 +130,7 @@ def triggers(deployment_id: Any) -> Mapping[str, Any]:
             description="A ticket was touched on its board: look at it now, not at the next tick.",
             trigger=EventTrigger(
                 expect={"darkfactory.ticket.touched"},
-                match={"prefect.resource.id": "darkfactory.ticket.*"},  # type: ignore[arg-type]  # pydantic converts it
+                match={"prefect.resource.id": "darkfactory.ticket.*"},
                 posture=Posture.Reactive,
                 threshold=1,
             ),

@@ -31,7 +31,7 @@ from infra.settings import Settings
 HOST = "127.0.0.1"
 START_SECONDS = 180.0
 """Longest wait for a Prefect server: 15 s on an idle two-core machine with a new database, 40 s under load."""
-STOP_SECONDS = 10.0
+STOP_SECONDS = 20.0
 
 _SECRET_NAME = re.compile(r"(_KEY|_TOKEN|_SECRET|PASSWORD)$", re.IGNORECASE)
 _log = logging.getLogger(__name__)

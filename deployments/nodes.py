@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from deployments.definitions import (
     CONTROL,
@@ -47,6 +48,9 @@ from infra.errors import ConfigError, FactoryError, Unreachable
 from infra.fleet import Fleet, Node, pool_name
 from infra.llm.local import process_started
 from infra.settings import Settings
+
+if TYPE_CHECKING:
+    from deployments.worker import Worker
 
 NODE_LEASE_SECONDS = 45.0
 HEARTBEAT_SECONDS = 10.0
@@ -158,7 +162,7 @@ def join(settings: Settings, name: str, slots: int, labels: Sequence[str], api_u
 
 
 def _be_a_node(settings: Settings, database: Database, name: str, slots: int, labels: Sequence[str], say: Say) -> None:
-    from deployments.worker import Worker
+    from deployments.worker import Worker  # imports Prefect, which reads its settings then
 
     fleet, claims = Fleet(database), Claims(database)
     fleet.join(name, slots=slots, labels=labels, machine=settings.machine, provider=settings.provider, lease_seconds=NODE_LEASE_SECONDS)  # fmt: skip

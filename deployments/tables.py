@@ -1,4 +1,4 @@
-"""How `status`, `show` and `doctor` look on a terminal. Everything that came from outside is shown as plain text."""
+"""How `status`, `show`, `node list` and `doctor` look on a terminal. Everything that came from outside is shown as plain text."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from deployments.doctor import Check
+from deployments.snapshot import Snapshot
+from infra.fleet import Node
 from infra.ledger import TicketHistory, TicketRow
 from infra.llm import Usage
 
@@ -109,7 +111,10 @@ def _pauses(snapshot: Snapshot) -> RenderableType:
 
 def _claims(snapshot: Snapshot) -> list[RenderableType]:
     rows = [
-        *((c.state, c.ticket, f"node {c.node}, lease until {c.lease_until.astimezone():%H:%M:%S}") for c in snapshot.running),
+        *(
+            (c.state, c.ticket, f"node {c.node}, lease until {c.lease_until.astimezone():%H:%M:%S}")
+            for c in snapshot.running
+        ),
         *(("again", c.ticket, f"{_time(c.due_at) if c.due_at else 'now'}: {c.reason}") for c in snapshot.retrying),
         *(("parked", c.ticket, c.question or c.reason) for c in snapshot.parked),
     ]
@@ -124,7 +129,11 @@ def _claims(snapshot: Snapshot) -> list[RenderableType]:
 def nodes_table(nodes: list[tuple[Node, list[str]]]) -> Table:
     table = _table("node", "state", "slots", "labels", "works on")
     for node, tickets in nodes:
-        state = node.state if node.alive or node.state == "left" else f"{node.state}, silent since {_time(node.lease_until)}"
+        state = (
+            node.state
+            if node.alive or node.state == "left"
+            else f"{node.state}, silent since {_time(node.lease_until)}"
+        )
         slots = f"{len(tickets)}/{node.slots}"
         table.add_row(*map(Text, (node.name, state, slots, ", ".join(node.labels), ", ".join(tickets))))
     return table

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -214,7 +214,10 @@ class _Starter:
 
 
 class NodeWorker(BaseWorker[ProcessJobConfiguration, ProcessVariables, ProcessWorkerResult]):
-    """A worker for pools of the type `process`, as Prefect's own one, except for how processes start and end."""
+    """A worker for pools of the type `process`, as Prefect's own one, except for how processes start and end.
+
+    `command` and `working_dir` of a deployment have no effect: there is one way to start a run, in an empty folder.
+    """
 
     type = "process"
     job_configuration = ProcessJobConfiguration
@@ -233,17 +236,19 @@ class NodeWorker(BaseWorker[ProcessJobConfiguration, ProcessVariables, ProcessWo
         return "darkfactory-node"
 
     async def __aenter__(self) -> NodeWorker:
-        await self._spawner.start()
-        await self._executing.__aenter__()
-        await super().__aenter__()
+        async with AsyncExitStack() as parts:
+            parts.push_async_callback(self._spawner.stop)
+            await self._spawner.start()
+            await parts.enter_async_context(self._executing)
+            await super().__aenter__()
+            self._parts = parts.pop_all()
         return self
 
     async def __aexit__(self, *exc_info: Any) -> None:
         try:
             await super().__aexit__(*exc_info)
         finally:
-            await self._executing.__aexit__(None, None, None)
-            await self._spawner.stop()
+            await self._parts.aclose()
 
     async def run(
         self,

@@ -381,10 +381,10 @@ class Claims:
             ClaimTable.board == claim.board, ClaimTable.ticket == claim.ticket, ClaimTable.token == claim.token
         )
 
-    def _held(self) -> Select[ClaimTable]:
+    def _held(self) -> Select[tuple[ClaimTable]]:
         return select(ClaimTable).where(ClaimTable.state.in_(HELD))
 
-    def _read(self, session: Session, query: Select[ClaimTable]) -> list[Claim]:
+    def _read(self, session: Session, query: Select[tuple[ClaimTable]]) -> list[Claim]:
         return [Claim.model_validate(row) for row in session.scalars(query.order_by(ClaimTable.updated_at))]
 
     def _now(self, session: Session) -> datetime:

@@ -451,7 +451,7 @@ class Ledger:
                 pull_request=RecordedPullRequest.model_validate(pull_request) if pull_request else None,
             )
 
-    def _attempts(self, ticket_key: str) -> Select[AttemptTable]:
+    def _attempts(self, ticket_key: str) -> Select[tuple[AttemptTable]]:
         return select(AttemptTable).where(AttemptTable.board == self.board, AttemptTable.ticket == ticket_key)
 
     def _lock_ticket(self, session: Session, ticket_key: str) -> None:

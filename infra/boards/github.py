@@ -112,7 +112,7 @@ class GitHubBoard:
         """Add and remove labels, compared without case."""
         number, record = self._required(key)
         gone = {*map(_folded, remove)} - {*map(_folded, add)}
-        self._add_labels(number, record, [name for label in add if (name := one_line(label))])
+        self._add_labels(number, record, _distinct(add))
         for name in _names(record):
             if _folded(name) in gone:
                 self._remove_label(number, name)
@@ -125,7 +125,7 @@ class GitHubBoard:
         if known is not None:
             return self._whole(known)
         wanted = [CREATED, self._section.states.queue[0], *labels, *([f"p{priority}"] if priority else [])]
-        names = list({_folded(name): name for label in wanted if (name := one_line(label))}.values())
+        names = _distinct(wanted)
         self._make_labels(names)
         text = seal(self._site.token, _NEW, marker, sendable(body))
         payload = {"title": sendable_title(title), "body": text, "labels": names}
@@ -337,6 +337,14 @@ class GitHubBoard:
 
 def _folded(word: str) -> str:
     return (one_line(word) or "").casefold()
+
+
+def _distinct(labels: Iterable[str]) -> list[str]:
+    """Each once, in its first spelling, without blank ones."""
+    found: dict[str, str] = {}
+    for label in labels:
+        found.setdefault(_folded(label), one_line(label) or "")
+    return [name for name in found.values() if name]
 
 
 def _names(record: Payload) -> list[str]:

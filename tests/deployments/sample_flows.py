@@ -21,6 +21,13 @@ async def greet(folder: str) -> None:
     Path(folder, "greeted").write_text(note)
 
 
+@flow(name="shout", persist_result=False)
+async def shout(folder: str) -> None:
+    """Writes 12 MB to its log."""
+    for number in range(120):
+        print(f"{number:9}", "x" * 100_000)
+
+
 @flow(name="linger", persist_result=False)
 async def linger(folder: str, name: str) -> None:
     """Starts a process in a session of its own and a daemon that shook off parent, session and environment, and stays."""

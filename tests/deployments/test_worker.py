@@ -15,6 +15,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from deployments.run_process import LOG_BYTES
 from infra.processes import UNMARKED, identity, marked
 
 pytestmark = pytest.mark.integration
@@ -70,16 +71,38 @@ class Pool:
         return [worker["status"] for worker in self._post(f"/work_pools/{self.name}/workers/filter")]
 
 
+IN_A_THREAD = """
+import sys, time
+from deployments.worker import Worker
+from infra.settings import load_settings
+
+def say(*words):
+    print(*words, flush=True)
+
+started = lambda run, pid, began: say("started", run, pid, began)
+with Worker(load_settings(), sys.argv[1], 1, on_started=started, on_ended=lambda run: say("ended", run)) as worker:
+    sys.stdin.readline()
+    say(worker.alive)
+say(worker.alive)
+"""
+
+
+def environment(url: str, home: Path) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+    return {
+        **kept, "HOME": str(home), "DARKFACTORY_HOME": str(home), "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_API_URL": url, "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+
+
 class WorkerProcess:
     """`python -m deployments.worker`, from outside."""
 
     def __init__(self, pool: Pool, url: str, home: Path) -> None:
         self.pool, self.home = pool, home
-        kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
-        own = {"HOME": str(home), "DARKFACTORY_HOME": str(home), "PREFECT_API_URL": url, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-P", "-m", "deployments.worker", "--pool", pool.name, "--slots", "2"]
         with (home / "worker.log").open("wb") as log:
-            self.process = subprocess.Popen(command, env={**kept, **own}, cwd=home, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, env=environment(url, home), cwd=home, stdout=log, stderr=log)
 
     def children(self) -> list[int]:
         return [pid for pid in pids_of_all() if parent(pid) == self.process.pid]
@@ -108,12 +131,15 @@ class Node:
         self._worker: WorkerProcess | None = None
         self._starts = 0
 
+    def pool(self, folder: Path) -> Pool:
+        return Pool(self._api, folder, slots=2)
+
     def worker(self) -> WorkerProcess:
         if self._worker is None or self._worker.process.poll() is not None:
             self._starts += 1
             home = self._folder / str(self._starts)
             home.mkdir()
-            pool = Pool(self._api, home, slots=2)
+            pool = self.pool(home)
             self._worker = WorkerProcess(pool, self._url, home)
             assert wait_until(lambda: pool.statuses() == ["ONLINE"], 60), (home / "worker.log").read_text()
         return self._worker
@@ -227,3 +253,27 @@ def test_a_killed_worker_takes_its_runs_with_it(pool: Pool, worker: WorkerProces
 def mark_of(pid: int) -> str | None:
     entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     return next((entry.decode().partition("=")[2] for entry in entries if entry.startswith(b"DARKFACTORY_RUN=")), None)
+
+
+def test_a_thread_works_until_it_is_left_and_tells_who_started_and_ended(
+    prefect_url: str, node: Node, tmp_path: Path
+) -> None:
+    """The log of a run that shouts 12 MB is bounded, too."""
+    pool = node.pool(tmp_path)
+    command = [sys.executable, "-P", "-c", IN_A_THREAD, pool.name]
+    with (tmp_path / "log").open("wb") as log, subprocess.Popen(
+        command, env=environment(prefect_url, tmp_path), cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=log, text=True,
+    ) as working:  # fmt: skip
+        run = pool.start("shout")
+        assert pool.ended(run, 60) == "COMPLETED", (tmp_path / "log").read_text()
+        assert working.stdout
+        started, ended = working.stdout.readline().split(), working.stdout.readline().split()
+        said, _ = working.communicate("\n", timeout=30)
+    assert (started[:2], ended) == (["started", run], ["ended", run])
+    assert started[2].isdigit()
+    assert (said.split(), working.returncode) == (["True", "False"], 0)
+    logs = list((tmp_path / "logs" / "runs").iterdir())
+    assert {path.name for path in logs} == {f"{run}.log", f"{run}.log.1"}
+    assert all(path.stat().st_size <= LOG_BYTES for path in logs)
+    assert " 119 xxx" in (tmp_path / "logs" / "runs" / f"{run}.log").read_text()

@@ -24,6 +24,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from openapi_core import Config, OpenAPI
 from openapi_core.exceptions import OpenAPIError
+from openapi_core.templating.responses.exceptions import ResponseNotFound
 from openapi_core.testing import MockRequest, MockResponse
 from openapi_core.validation.response.exceptions import MissingData
 
@@ -831,6 +832,9 @@ def _against_contract(contract: OpenAPI, request: MockRequest, response: MockRes
     except MissingData:  # an answer without a body, for which the document names a type of content
         if response is None or response.data:
             raise
+    except ResponseNotFound:  # it names only some of the ways in which GitHub refuses
+        if response is None or response.status_code not in (301, 401, 403, 404, 422):
+            raise
 
 
 @cache
@@ -838,8 +842,15 @@ def _contract() -> OpenAPI | None:
     if not CONTRACT.is_file():
         return None
     with gzip.open(CONTRACT, "rt", encoding="utf-8") as file:
-        document = json.load(file)
+        document = json.load(file, object_hook=_with_null)
     return OpenAPI.from_dict(document, config=Config(spec_validator_cls=None))  # type: ignore[arg-type] # its way to say: do not
+
+
+def _with_null(node: dict[str, Any]) -> dict[str, Any]:
+    """The document calls words of closed sets nullable and then forgets null among them, which GitHub sends."""
+    if node.get("nullable") is True and isinstance(node.get("enum"), list):
+        return node | {"enum": [*node["enum"], None]}
+    return node
 
 
 def _request(method: str, path: str, query: dict[str, str], headers: Mapping[str, str], data: bytes) -> MockRequest:

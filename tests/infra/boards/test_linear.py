@@ -125,6 +125,19 @@ def test_states_team_and_labels_are_left_to_linear_in_one_request(fake: FakeLine
     }
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"state": {"name": "Backlog", "type": "backlog"}}, {"labels": {"nodes": [], "pageInfo": {"hasNextPage": False}}}],
+)
+def test_what_linear_sends_beyond_what_was_asked_is_left_out(fake: FakeLinear, change: dict[str, Any]) -> None:
+    """No ticket is worked on because a filter was understood otherwise."""
+    board = LinearBoard("tracker", fake.section(required_labels=["factory"]))
+    fake.add_issue("x", labels=["factory"])
+    fake.alter("OpenTickets", lambda data: nodes(data)[0].update(change))
+
+    assert board.tickets_in_states(["Todo"]) == []
+
+
 def test_tickets_come_by_number_whatever_order_linear_gives(fake: FakeLinear, board: LinearBoard) -> None:
     keys = [fake.add_issue(f"number {n}") for n in range(11)]
 
@@ -223,6 +236,7 @@ def test_a_read_that_runs_in_a_circle_or_nowhere_fails(fake: FakeLinear, board: 
 def test_tickets_come_by_key_with_closed_and_without_missing_ones(fake: FakeLinear, board: LinearBoard) -> None:
     """TR1, TR4: one request for 50."""
     keys = [fake.add_issue(f"number {n}", state="Done" if n % 2 else "Todo") for n in range(60)]
+    fake.add_issue("same number", team="OPS")
     asked = ["ENG-999", *reversed(keys), keys[0]]
 
     assert [t.key for t in board.tickets_by_keys(asked)] == [*reversed(keys)]
@@ -532,7 +546,7 @@ def test_a_marker_that_could_not_be_found_again_is_refused(fake: FakeLinear, boa
 def test_labels_are_added_and_removed_once_whatever_their_case(fake: FakeLinear, board: LinearBoard) -> None:
     key = fake.add_issue("x", labels=["Bug", "stays"])
 
-    board.label(key, add=["df-done", "STAYS", "needs human", "df-done "], remove=["bug", "never-there"])
+    board.label(key, add=["df-done", "STAYS", "needs human", "df-done "], remove=["bug", "never-there", "stays"])
     board.label(key, add=["Df-Done"], remove=["bug"])
 
     assert fake.issues[key].labels == ["stays", "df-done", "needs human"]
@@ -607,6 +621,13 @@ def test_a_strangers_copy_of_a_created_issue_is_not_ours(fake: FakeLinear, board
     fake.add_issue("t", description.replace(signature(fake.token, "new", "m"), "0" * 16), labels=["darkfactory"])
 
     assert board.create("t", "b", marker="m").key == "ENG-3"
+
+
+def test_another_issue_of_ours_is_not_taken_for_the_created_one(fake: FakeLinear, board: LinearBoard) -> None:
+    board.create("t", "b", marker="m")
+    fake.alter("WholeTickets", lambda data: nodes(data)[0].update(description="something else"))
+
+    assert board.create("t", "b", marker="m").key == "ENG-2"
 
 
 def test_the_oldest_of_two_that_were_created_is_returned(fake: FakeLinear, board: LinearBoard) -> None:
