@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import traceback
@@ -150,15 +151,19 @@ def init(
 
 @app.command()
 def pause(
-    scope: Annotated[str, typer.Argument(help="`dispatch`, `provider:NAME` or `node:NAME`.")] = "dispatch",
+    scope: Annotated[
+        str, typer.Argument(help="`dispatch`, `provider:NAME`, `node:NAME` or `board:NAME`.")
+    ] = "dispatch",
     reason: Annotated[str, typer.Option(help="Shown wherever the pause is shown.")] = "paused by hand",
 ) -> int:
     """Launch nothing more there until `darkfactory resume`; what runs goes on."""
     from infra.database import open_database
     from infra.pauses import Pauses
 
+    if not re.fullmatch(r"dispatch|(provider|node|board):\S+", scope):
+        raise ConfigError(f"{scope!r} cannot be paused; use dispatch, provider:NAME, node:NAME or board:NAME")
     with open_database(_settings()) as database:
-        Pauses(database).pause(scope, reason, None)
+        Pauses(database).pause(scope, reason, None, by_hand=True)
     _say(f"{scope} is paused; `darkfactory resume {scope}` ends it")
     return 0
 
@@ -181,12 +186,16 @@ def resume(scope: Annotated[str, typer.Argument(help="What is paused; see `darkf
 @app.command()
 def retry(ticket: Annotated[str, typer.Argument(help="The ticket's key.")], board: Board = "folder") -> int:
     """Let a parked ticket, or one that waits for its time, go out again with the next tick."""
+    from infra.boards.opening import open_board
     from infra.claims import Claims
     from infra.database import open_database
 
-    with open_database(_settings()) as database:
+    settings = _settings()
+    with open_database(settings) as database:
         claims = Claims(database)
         claim = claims.find(board, ticket)
+        if claim is not None and claim.state == "parked":  # its state on the board is none of the queue's, too
+            open_board(settings, board).move(ticket, settings.all_boards[board].states.queue[0])
         if claim is None or not claims.resume(claim, "retried by hand"):
             state = claim.state if claim else "never claimed"
             raise ConfigError(f"ticket {ticket!r} of board {board!r} does not wait ({state}); see `darkfactory status`")
@@ -228,7 +237,9 @@ def node_list(as_json: Json = False) -> int:
             return _print_json(out, {"nodes": rows})
         from deployments.tables import nodes_table
 
-        return _print(out, nodes_table(found) if found else "No node has joined yet; see `darkfactory node join --help`.")
+        return _print(
+            out, nodes_table(found) if found else "No node has joined yet; see `darkfactory node join --help`."
+        )
 
 
 @node_app.command("drain")

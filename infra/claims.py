@@ -127,7 +127,7 @@ class Claims:
         with self._transaction() as session:
             session.execute(select(func.pg_advisory_xact_lock(_DISPATCH_LOCK)))
             now, row = self._now(session), self._row(session, ticket.board, ticket.key)
-            if row is not None and not _claimable(row, ticket, now):
+            if row is not None and not is_claimable(row, ticket, now):
                 return None
             node = choose_node([c for c in self._read(session, self._held()) if not _is(c, row)])
             if node is None:
@@ -288,12 +288,13 @@ class Claims:
         with self._transaction() as session:
             return self._read(session, select(ClaimTable).where(ClaimTable.state.in_(states)))
 
-    def blocked(self, board: str, tickets: Sequence[Ticket]) -> set[str]:
-        """The keys among `tickets` that cannot be claimed now: held, waiting, parked, or done and unchanged."""
-        query = select(ClaimTable).where(ClaimTable.board == board, ClaimTable.ticket.in_([t.key for t in tickets]))
+    def of(self, board: str, tickets: Sequence[str]) -> dict[str, Claim]:
+        """The claims of these tickets, whatever their state, by key; one query."""
+        if not tickets:
+            return {}
+        query = select(ClaimTable).where(ClaimTable.board == board, ClaimTable.ticket.in_(tickets))
         with self._transaction() as session:
-            now, rows = self._now(session), {row.ticket: row for row in session.scalars(query)}
-            return {t.key for t in tickets if t.key in rows and not _claimable(rows[t.key], t, now)}
+            return {claim.ticket: claim for claim in self._read(session, query)}
 
     def expired(self) -> list[Claim]:
         """Held claims whose lease ended."""
@@ -392,16 +393,17 @@ class Claims:
         return session.scalars(select(now)).one()
 
 
-def _claimable(row: ClaimTable, ticket: Ticket, now: datetime) -> bool:
-    match row.state:
+def is_claimable(claim: Claim | ClaimTable, ticket: Ticket, now: datetime) -> bool:
+    """Whether a ticket with this claim may be claimed now: its lease ended, its time has come, or a person changed it."""
+    match claim.state:
         case "claimed" | "running":
-            return row.lease_until <= now
+            return claim.lease_until <= now
         case "retry-queued":
-            return row.due_at is None or row.due_at <= now
+            return claim.due_at is None or claim.due_at <= now
         case "released":
-            return row.moved or row.content != ticket.content
+            return claim.moved or claim.content != ticket.content
         case _:
-            return row.question is None and row.content != ticket.content
+            return claim.question is None and claim.content != ticket.content
 
 
 def _is(claim: Claim, row: ClaimTable | None) -> bool:

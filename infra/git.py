@@ -7,6 +7,7 @@ configuration, and never in a folder where an agent or a test ran.
 from __future__ import annotations
 
 import asyncio
+import base64
 import errno
 import fcntl
 import fnmatch
@@ -19,12 +20,14 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from infra.errors import AuthFailed, ConfigError, DiskFull, InfraError, InvalidOutput, Unreachable
+from pydantic import SecretStr
+
+from infra.errors import AuthFailed, ConfigError, DiskFull, FactoryError, InfraError, InvalidOutput, Unreachable
 from infra.llm import Frozen
 from infra.sandbox import WORKSPACE, Bind, Sandbox, naming_a_full_disk
 
@@ -115,28 +118,126 @@ def branch_name(key: str) -> str:
     return f"agent/{directory_name(key)}"
 
 
+class Remote(Frozen):
+    """The other side of a fetch or push: a path or an address, and the token for its host when that is http(s)."""
+
+    address: str
+    token: SecretStr | None = None
+
+    @classmethod
+    def checked(cls, source: str, token: SecretStr | None = None) -> Remote:
+        """A path is made absolute. Raises ConfigError for a path where no repository is, and for a token that anyone
+        on the network could read."""
+        remote = cls(address=_checked_source(source), token=token)
+        if remote._header and not re.match(
+            r"https:|http://(127\.0\.0\.1|localhost|\[::1\])[:/]", source, re.IGNORECASE
+        ):
+            raise ConfigError(f"a token is not sent to {remote.name!r} in the clear; use its https address as `remote`")
+        return remote
+
+    @property
+    def name(self) -> str:
+        """The address for people, without a password."""
+        return _redacted(self.address)
+
+    @property
+    def server(self) -> tuple[str, ...]:
+        """Run the other side of a local repository without its hooks, also when it belongs to another user."""
+        return self._programs("upload-pack")
+
+    @property
+    def receiver(self) -> tuple[str, ...]:
+        """As `server`, for a push."""
+        return self._programs("receive-pack")
+
+    def environment(self) -> dict[str, str]:
+        """What git gets to know for this address alone: the token for its host, or the ssh agent.
+
+        Git would carry the header along to wherever a redirect leads, so then it follows none. ssh finds the user's
+        `~/.ssh` by itself and must not ask anything: nobody is there to answer.
+        """
+        if self._header:
+            return {
+                "GIT_CONFIG_COUNT": "2",
+                "GIT_CONFIG_KEY_0": f"http.{self._host}.extraHeader",
+                "GIT_CONFIG_VALUE_0": self._header,
+                "GIT_CONFIG_KEY_1": "http.followRedirects",
+                "GIT_CONFIG_VALUE_1": "false",
+            }
+        if self._is_ssh:
+            agent = os.environ.get("SSH_AUTH_SOCK")
+            return {"GIT_SSH_COMMAND": "ssh -o BatchMode=yes", **({"SSH_AUTH_SOCK": agent} if agent else {})}
+        return {}
+
+    def masked(self, text: str) -> str:
+        """A text by git or the server without the token, should one of them repeat it."""
+        if not self.token:
+            return text
+        return text.replace(self._basic, "***").replace(self.token.get_secret_value(), "***")
+
+    @property
+    def remedy(self) -> str:
+        """What a person does about refused credentials."""
+        if self._header:
+            return "renew its `github.token`, which has to read and write the repository's contents"
+        if self._host:
+            return "set `github: {project, token}` of the repository in factory.yaml"
+        if self._is_ssh:
+            return (
+                "try `ssh` to it by hand, and `ssh-add` the key, or name it in ~/.ssh/config, before the factory starts"
+            )
+        return "let the factory's user read and write it"
+
+    @property
+    def _host(self) -> str | None:
+        """Scheme, host and port of an http(s) address."""
+        found = re.match(r"(https?://)(?:[^/@]*@)?([^/@]+)", self.address, re.IGNORECASE)
+        return f"{found[1]}{found[2]}/" if found else None
+
+    @property
+    def _basic(self) -> str:
+        """The form in which GitHub takes a token over http, with any user name."""
+        secret = self.token.get_secret_value() if self.token else ""
+        return base64.b64encode(f"x-access-token:{secret}".encode()).decode()
+
+    @property
+    def _header(self) -> str | None:
+        return f"Authorization: Basic {self._basic}" if self.token and self._host else None
+
+    @property
+    def _is_ssh(self) -> bool:
+        by_scheme = re.match(r"(git\+)?ssh(\+git)?://", self.address) is not None
+        return by_scheme or ("://" not in self.address and _is_address(self.address))
+
+    def _programs(self, program: str) -> tuple[str, ...]:
+        local = not _is_address(self.address) or self.address.startswith("file://")
+        return (f"--{program}={_SERVER} {program}",) if local else ()
+
+
 class Mirror:
     """The factory's own bare copy of a repository. The source's branches are at `refs/source/heads/*`.
 
     Methods block; each one that writes holds the mirror's lock. Git that fails raises InfraError with its message.
+    `token` is for the http(s) address it is fetched from or pushed to, and reaches no other process than that git.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, token: SecretStr | None = None) -> None:
         self.path = path
+        self._token = token
 
     @classmethod
-    def open(cls, folder: Path, name: str, source: str) -> Mirror:
+    def open(cls, folder: Path, name: str, source: str, token: SecretStr | None = None) -> Mirror:
         """Make or refresh the mirror of `source` (a path or URL). Idempotent, also after a kill in the middle.
 
         Raises ConfigError (no such path, no repository, no commits), AuthFailed, Unreachable, DiskFull.
         """
-        source = _checked_source(source)
+        remote = Remote.checked(source, token)
         with naming_a_full_disk("a mirror"):
             folder.mkdir(parents=True, exist_ok=True)
-        mirror = cls(folder.resolve() / f"{directory_name(name)}.git")
+        mirror = cls(folder.resolve() / f"{directory_name(name)}.git", token)
         with mirror._locked() as lock:
             _init_bare(mirror.path)
-            mirror._fetch(source, lock)
+            mirror._fetch(remote, lock)
         return mirror
 
     def base(self, branch: str | None) -> tuple[str, str]:
@@ -152,8 +253,7 @@ class Mirror:
 
     def paths(self, sha: str) -> list[str]:
         """All regular files of a commit: no links, no submodules, no names that are not UTF-8."""
-        entries = self._run("ls-tree", "-r", "-z", "--full-tree", sha).split(b"\0")
-        return [path for mode, path in map(_tree_entry, entries) if mode.startswith("100") and path is not None]
+        return list(self._blobs(sha))
 
     def read(self, sha: str, path: str) -> bytes | None:
         """The content of a file in a commit, or None when there is no such file."""
@@ -163,6 +263,14 @@ class Mirror:
             if re.search(r"does not exist in|exists on disk, but not in|bad file|relative path syntax", error.stderr):
                 return None
             raise
+
+    def read_all(self, sha: str, paths: Collection[str]) -> dict[str, bytes]:
+        """The content of those of the `paths` that are regular files of a commit, in their order, by two runs of git."""
+        blobs = self._blobs(sha)
+        wanted = [path for path in dict.fromkeys(paths) if path in blobs]
+        asked = "".join(f"{blobs[path]}\n" for path in wanted).encode()
+        contents = _batched(self._run("cat-file", "--batch", "--buffer", stdin=asked)) if wanted else iter(())
+        return dict(zip(wanted, contents, strict=True))
 
     def diff(self, base: str, head: str) -> str:
         """The change as a patch for people and models: binary files are only named, renames are found."""
@@ -223,17 +331,17 @@ class Mirror:
         Replaces only what the factory itself committed there: a tip by anyone else raises ConfigError. Raises
         AuthFailed, Unreachable (also when the branch moves meanwhile), ConfigError (no such remote, refused).
         """
-        remote = _checked_source(remote)
+        other = Remote.checked(remote, self._token)
         ref = f"refs/heads/{branch}"
-        seen = self._remote_tip(remote, ref)
+        seen = self._remote_tip(other, ref)
         if seen == sha:
             return
         with self._locked() as lock:
             if seen:
-                self._refuse_foreign(remote, ref, seen, lock)
+                self._refuse_foreign(other, ref, seen, lock)
             self._remote(
-                "push", "--quiet", "--no-verify", f"--force-with-lease={ref}:{seen}", *_server("receive-pack", remote),
-                remote, f"{sha}:{ref}", keep=lock,
+                other, "push", "--quiet", "--no-verify", f"--force-with-lease={ref}:{seen}", *other.receiver,
+                other.address, f"{sha}:{ref}", keep=lock,
             )  # fmt: skip
 
     def sweep(self, root: Path, keep: set[str]) -> list[str]:
@@ -262,12 +370,16 @@ class Mirror:
         """Unix time of a commit."""
         return int(self._run("show", "-s", "--format=%ct", sha))
 
-    def _run(self, *arguments: str, keep: int | None = None) -> bytes:
-        return _git(f"--git-dir={self.path}", *arguments, cwd=self.path, keep=keep)
+    def _run(self, *arguments: str, keep: int | None = None, stdin: bytes = b"") -> bytes:
+        return _git(f"--git-dir={self.path}", *arguments, cwd=self.path, keep=keep, stdin=stdin)
 
-    def _remote(self, *arguments: str, keep: int | None = None) -> bytes:
-        with _naming_remote_errors():
-            return self._run(*arguments, keep=keep)
+    def _remote(self, remote: Remote, *arguments: str, keep: int | None = None) -> bytes:
+        return _ask(remote, f"--git-dir={self.path}", *arguments, cwd=self.path, keep=keep)
+
+    def _blobs(self, sha: str) -> dict[str, str]:
+        """Path and blob of all regular files of a commit whose names are UTF-8."""
+        entries = self._run("ls-tree", "-r", "-z", "--full-tree", sha).split(b"\0")
+        return {path: blob for mode, blob, path in map(_tree_entry, entries) if mode.startswith("100") and path}
 
     def _resolve(self, ref: str) -> str | None:
         try:
@@ -284,14 +396,15 @@ class Mirror:
             ) from None
         return ref.removeprefix("refs/source/heads/")
 
-    def _fetch(self, source: str, lock: int) -> None:
-        server = _server("upload-pack", source)
-        listing = self._remote("ls-remote", "--symref", *server, source, "HEAD", "refs/heads/*", keep=lock).decode()
+    def _fetch(self, source: Remote, lock: int) -> None:
+        listing = self._remote(
+            source, "ls-remote", "--symref", *source.server, source.address, "HEAD", "refs/heads/*", keep=lock
+        ).decode()
         if not re.search(r"\t(HEAD|refs/heads/.+)$", listing, re.MULTILINE):
-            raise ConfigError(f"the repository {_redacted(source)!r} is empty: it has no branch with a commit")
+            raise ConfigError(f"the repository {source.name!r} is empty: it has no branch with a commit")
         self._remote(
-            "fetch", "--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--update-shallow", *server,
-            source, "+refs/heads/*:refs/source/heads/*", keep=lock,
+            source, "fetch", "--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--update-shallow",
+            *source.server, source.address, "+refs/heads/*:refs/source/heads/*", keep=lock,
         )  # fmt: skip
         head = re.search(r"^ref: refs/heads/(.+)\tHEAD$", listing, re.MULTILINE)
         if head:
@@ -299,21 +412,21 @@ class Mirror:
         else:
             (self.path / "refs/source/HEAD").unlink(missing_ok=True)
 
-    def _remote_tip(self, remote: str, ref: str) -> str:
+    def _remote_tip(self, remote: Remote, ref: str) -> str:
         """What the remote's ref points at, or ""."""
-        listing = self._remote("ls-remote", *_server("upload-pack", remote), remote, ref).decode()
+        listing = self._remote(remote, "ls-remote", *remote.server, remote.address, ref).decode()
         return listing.split("\t")[0].strip()
 
-    def _refuse_foreign(self, remote: str, ref: str, tip: str, lock: int) -> None:
-        server = _server("upload-pack", remote)
+    def _refuse_foreign(self, remote: Remote, ref: str, tip: str, lock: int) -> None:
         seen = f"refs/darkfactory/seen/{tip}"
         self._remote(
-            "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", *server, remote, f"+{ref}:{seen}", keep=lock
-        )
+            remote, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", *remote.server, remote.address,
+            f"+{ref}:{seen}", keep=lock,
+        )  # fmt: skip
         committer = self._run("show", "-s", "--format=%ce", seen).decode(errors="replace").strip()
         if committer != _EMAIL:
             raise ConfigError(
-                f"{ref!r} of {_redacted(remote)!r} ends with a commit by {committer!r} ({tip[:12]}), which is not "
+                f"{ref!r} of {remote.name!r} ends with a commit by {committer!r} ({tip[:12]}), which is not "
                 "overwritten: merge, rename or delete that branch"
             )
 
@@ -519,52 +632,70 @@ def _options() -> list[str]:
     return [part for setting in _CONFIG for part in ("-c", setting)]
 
 
-def _git(*arguments: str, cwd: Path, keep: int | None = None) -> bytes:
+def _git(
+    *arguments: str,
+    cwd: Path,
+    keep: int | None = None,
+    stdin: bytes = b"",
+    remote: Remote | None = None,
+    timeout_seconds: float = _GIT_SECONDS,
+) -> bytes:
     """Run host git and return its output. `keep` is a lock that git holds on to, should we be killed before it ends.
 
-    Not GitPython, which hands our whole environment on to git.
+    Only with a `remote` does it get to know more than the fixed environment. Not GitPython, which hands our whole
+    environment on to git.
     """
+    more = remote.environment() if remote else {}
     process = subprocess.Popen(
         ["git", *_options(), *arguments],
-        cwd=cwd, env={"PATH": os.environ.get("PATH", os.defpath), **_ENVIRONMENT}, start_new_session=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        cwd=cwd, env={"PATH": os.environ.get("PATH", os.defpath), **_ENVIRONMENT, **more}, start_new_session=True,
+        stdin=subprocess.PIPE if stdin else subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         pass_fds=() if keep is None else (keep,),
     )  # fmt: skip
     with process:
         try:
-            stdout, stderr = process.communicate(timeout=_GIT_SECONDS)
+            stdout, stderr = process.communicate(stdin or None, timeout=timeout_seconds)
         except BaseException as error:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             if isinstance(error, subprocess.TimeoutExpired):
-                raise Unreachable(f"git did not answer within {_GIT_SECONDS:.0f} s") from None
+                raise Unreachable(f"git got no answer within {timeout_seconds:.0f} s") from None
             raise
-    message = stderr.decode(errors="replace")
     if process.returncode == 0:
         return stdout
+    message = stderr.decode(errors="replace")
     if any(said in message for said in _FULL):
         raise DiskFull(f"no space left for git in {str(cwd)!r}; free some and run again")
-    raise _Failed(arguments, message)
+    raise _Failed(arguments, remote.masked(message) if remote else message)
 
 
-@contextmanager
-def _naming_remote_errors() -> Iterator[None]:
-    """Translate what git says about the other side into the errors that decide what happens next."""
+def _ask(
+    remote: Remote, *arguments: str, cwd: Path, keep: int | None = None, timeout_seconds: float = _GIT_SECONDS
+) -> bytes:
+    """Run host git against a remote. What it says about the other side becomes the error that decides what is next."""
     try:
-        yield
+        return _git(*arguments, cwd=cwd, keep=keep, remote=remote, timeout_seconds=timeout_seconds)
     except _Failed as error:
-        said = error.stderr
-        if re.search(
-            r"(?i)authentication failed|could not read (username|password)|permission denied \(|error: 40[13]", said
-        ):
-            raise AuthFailed(f"the git remote refuses our credentials: {_short(said)}") from None
-        if re.search(r"stale info|fetch first|failed to update ref|cannot lock ref", said):
-            raise Unreachable(f"the branch moved meanwhile, run again: {_short(said)}") from None
-        if re.search(
-            r"(?i)not appear to be a git repos|not found|does not exist|not a git repos|mismatched|rejected", said
-        ):
-            raise ConfigError(f"the git remote cannot be used as it is set: {_short(said)}") from None
-        raise Unreachable(f"the git remote cannot be reached: {_short(said)}") from None
+        raise _remote_error(remote, error.stderr) from None
+
+
+def _remote_error(remote: Remote, said: str) -> FactoryError:
+    git_said = f"git said {_short(said)}"
+    if re.search(
+        r"(?i)authentication failed|could not read (username|password)|permission denied \(|error: 40[13]", said
+    ):
+        return AuthFailed(f"{remote.name!r} refuses our credentials; {remote.remedy}: {git_said}")
+    if re.search(r"stale info|fetch first|failed to update ref|cannot lock ref", said):
+        return Unreachable(f"the branch of {remote.name!r} moved meanwhile, run again: {git_said}")
+    if re.search(r"error: 30\d", said):
+        return ConfigError(f"{remote.name!r} moved elsewhere; set `remote` to its new address: {git_said}")
+    if re.search(r"(?i)host key verification failed", said):
+        return ConfigError(f"ssh does not know the host of {remote.name!r} yet; {remote.remedy}: {git_said}")
+    if re.search(
+        r"(?i)not appear to be a git repos|not found|does not exist|not a git repos|mismatched|rejected", said
+    ):
+        return ConfigError(f"the git remote {remote.name!r} cannot be used as it is set; correct it: {git_said}")
+    return Unreachable(f"the git remote {remote.name!r} cannot be reached: {git_said}")
 
 
 def _short(text: str) -> str:
@@ -591,12 +722,6 @@ def _checked_source(source: str) -> str:
     if not ((path / ".git").exists() or (path / "HEAD").is_file()):
         raise ConfigError(f"{str(path)!r} is not a git repository; name its top folder, or run `git init` there")
     return str(path)
-
-
-def _server(program: str, source: str) -> tuple[str, ...]:
-    """Run the other side of a local repository without its hooks, also when it belongs to another user."""
-    local = not _is_address(source) or source.startswith("file://")
-    return (f"--{program}={_SERVER} {program}",) if local else ()
 
 
 def _init_bare(path: Path) -> None:
@@ -706,13 +831,24 @@ def _is_git_name(part: str) -> bool:
     return re.fullmatch(r"(\.git|git~\d+)[ .]*(:.*)?", part.casefold()) is not None
 
 
-def _tree_entry(entry: bytes) -> tuple[str, str | None]:
-    """Mode and path of a line of `ls-tree -z`; the path is None when it is not UTF-8."""
+def _tree_entry(entry: bytes) -> tuple[str, str, str | None]:
+    """Mode, object and path of a line of `ls-tree -z`; the path is None when it is not UTF-8."""
     head, _, path = entry.partition(b"\t")
+    mode, _, rest = head.decode().partition(" ")
     try:
-        return head[:6].decode(), path.decode()
+        return mode, rest.rpartition(" ")[2], path.decode()
     except UnicodeDecodeError:
-        return head[:6].decode(), None
+        return mode, rest.rpartition(" ")[2], None
+
+
+def _batched(output: bytes) -> Iterator[bytes]:
+    """The contents that `cat-file --batch` wrote: for each a line that ends with its size, then it and a line end."""
+    place = 0
+    while place < len(output):
+        start = output.index(b"\n", place) + 1
+        end = start + int(output[place:start].rsplit(b" ", 1)[-1])
+        yield output[start:end]
+        place = end + 1
 
 
 _STATUS: dict[str, Literal["added", "modified", "deleted", "renamed", "retyped"]] = {

@@ -115,8 +115,8 @@ class GitHub:
                 raise BrokenPagination(f"page {len(seen) + 1} of {path} failed: {error}; read it again") from error
             yield from items
 
-    def check_project(self) -> None:
-        """Raises ConfigError unless the repository is there under its name: else everything in it would look gone."""
+    def check_project(self) -> Payload:
+        """The repository. Raises ConfigError unless it is there under its name: else everything in it would look gone."""
         try:
             found = self.record("GET", self.root)
         except Missing as error:
@@ -127,6 +127,7 @@ class GitHub:
         name = one_line(found.get("full_name")) or ""
         if name.casefold() != self.project.casefold():
             raise ConfigError(f"the repository {self.project!r} is called {name!r} now; correct `project`")
+        return found
 
     def is_ours(self, user: object) -> bool:
         """Whether the account of the token wrote it: anybody can copy a mark, which GitHub shows to whoever asks.

@@ -16,6 +16,10 @@ DISPATCH = "dispatch"
 """The scope that stops all launches (RB9)."""
 
 
+BY_HAND = "nobody"
+"""In place of a probe: no run may try."""
+
+
 class PauseTable(Table):
     """One paused scope: `dispatch`, `provider:NAME` or `node:NAME`. `until` null: until a person, or a probe, lifts it."""
 
@@ -39,6 +43,11 @@ class Pause(Row):
     times: int = 1
     probe: str | None = None
 
+    @property
+    def by_hand(self) -> bool:
+        """A person said so, and only a person ends it."""
+        return self.probe == BY_HAND
+
 
 class Pauses:
     """Reads and changes of the pauses. `clock` replaces the database's clock in tests."""
@@ -47,7 +56,7 @@ class Pauses:
         self._transaction = database.transaction
         self._clock = clock
 
-    def pause(self, scope: str, reason: str, until: datetime | None) -> bool:
+    def pause(self, scope: str, reason: str, until: datetime | None, *, by_hand: bool = False) -> bool:
         """Pause a scope, or move its end. True when it was not paused before, so that people are told once."""
         with self._transaction() as session:
             now = self._now(session)
@@ -60,7 +69,8 @@ class Pauses:
             fresh = not _active(row, now)
             row.times += fresh
             row.since = now if fresh else row.since
-            row.until, row.reason, row.probe, row.lifted_at = until, redact(reason), None, None
+            row.until, row.reason, row.lifted_at = until, redact(reason), None
+            row.probe = BY_HAND if by_hand else None
             return fresh
 
     def active(self) -> dict[str, Pause]:

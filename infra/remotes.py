@@ -1,30 +1,47 @@
-"""Questions about a git repository that need no mirror: whether it answers, and where a checkout came from."""
+"""Questions about a git repository that need no mirror: where it is, whether it answers, where a checkout came from."""
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import subprocess
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from pydantic import SecretStr
+
 from infra.errors import Unreachable
-from infra.git import _ENVIRONMENT, _checked_source, _Failed, _naming_remote_errors, _options, _server
+from infra.git import Remote, _ask, _Failed, _git
+from infra.sections import GitHubForgeSection, RepositorySection
 
 
-def count_branches(source: str, timeout_seconds: float) -> int:
+def remote_of(repository: RepositorySection) -> str | None:
+    """Where its branches are pushed: `remote`, else its project on GitHub, else None (a bare repository in home)."""
+    if repository.remote is None and repository.github is not None:
+        return _address_of(repository.github)
+    return repository.remote
+
+
+def token_of(repository: RepositorySection | None) -> SecretStr | None:
+    """What an http(s) remote of the repository is reached with."""
+    return repository.github.token if repository and repository.github else None
+
+
+def _address_of(forge: GitHubForgeSection) -> str:
+    """The project's https address. GitHub's API is at `api.` before the host of its repositories; an own server's is
+    a path of that host.
+    """
+    parts = urlsplit(forge.url)
+    return urlunsplit((parts.scheme, parts.netloc.removeprefix("api."), f"/{forge.project}.git", "", ""))
+
+
+def count_branches(source: str, timeout_seconds: float, token: SecretStr | None = None) -> int:
     """Ask a repository (path or address) for its branches, as a run would. Fetches nothing.
 
     Raises ConfigError (no such repository), AuthFailed, or Unreachable, also when it does not answer in time.
     """
-    checked = _checked_source(source)
-    with _naming_remote_errors():
-        listing = _run(
-            "ls-remote", "--heads", *_server("upload-pack", checked), checked, timeout_seconds=timeout_seconds
-        )
-    return len(listing.splitlines())
+    remote = Remote.checked(source, token)
+    asked = ("ls-remote", "--heads", *remote.server, remote.address)
+    return len(_ask(remote, *asked, cwd=Path("/"), timeout_seconds=timeout_seconds).splitlines())
 
 
 def origin_of(checkout: Path) -> str | None:
@@ -32,7 +49,8 @@ def origin_of(checkout: Path) -> str | None:
     config = checkout / ".git" / "config"
     with suppress(_Failed, Unreachable):
         if config.is_file():
-            address = _run("config", "--file", str(config), "--get", "remote.origin.url", timeout_seconds=10).strip()
+            asked = ("config", "--file", str(config), "--get", "remote.origin.url")
+            address = _git(*asked, cwd=Path("/"), timeout_seconds=10).decode(errors="replace").strip()
             return _without_credentials(address) or None
     return None
 
@@ -48,23 +66,3 @@ def _without_credentials(address: str) -> str:
     if parts.scheme not in ("http", "https"):
         return address
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
-def _run(*arguments: str, timeout_seconds: float) -> str:
-    """The output of git, which ends with all its children when the time is over."""
-    process = subprocess.Popen(
-        ["git", *_options(), *arguments],
-        cwd="/", env={"PATH": os.environ.get("PATH", os.defpath), **_ENVIRONMENT}, start_new_session=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    with process:
-        try:
-            stdout, stderr = process.communicate(timeout=timeout_seconds)
-        except subprocess.TimeoutExpired:
-            raise Unreachable(f"git got no answer within {timeout_seconds:.0f} s") from None
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    if process.returncode:
-        raise _Failed(arguments, stderr.decode(errors="replace"))
-    return stdout.decode(errors="replace")

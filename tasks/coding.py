@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Any
 
 import pydantic_core
 from prefect import task
 
-from infra.git import Worktree
+from infra.git import Mirror
 from infra.mutants import Mutant, mutants
 from infra.mutation_runs import executed_lines, green_mutants
 from infra.syntax import functions, parses, splice
@@ -27,12 +28,14 @@ from tasks.answers import code_blocks, continued
 from tasks.asking import Asker, RecordedModel, ask, asker_for, chat
 from tasks.context import SYSTEM, fenced, language, rank_functions, source_files
 from tasks.evidence import run_tests
+from tasks.hooks import prepared
 from tasks.models import (
     Brief,
     Change,
     Ending,
     Feedback,
     Frozen,
+    Hooks,
     Job,
     Message,
     ModelRequest,
@@ -140,8 +143,8 @@ async def try_change(brief: Brief, files: dict[str, str | None], tests: tuple[Te
     mirror = services.mirror(brief.repository)
     written = {**files, **{path: text for t in tests for path, text in t.files.items()}}
     name = f"trial-{hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()[:12]}"
-    with mirror.worktree(services.worktrees(), brief.ticket.key, name, brief.repository.base_sha) as worktree:
-        _lay(worktree, written)
+    checkout = mirror.worktree(services.worktrees(), brief.ticket.key, name, brief.repository.base_sha)
+    async with prepared(checkout, brief.policy, services.sandbox(), written) as worktree:
         return await run_tests(services.sandbox(), worktree.path, brief.policy)
 
 
@@ -154,10 +157,8 @@ def trial_passes(brief: Brief, report: TestReport, tests: tuple[TestChange, ...]
 
 def editable_files(brief: Brief) -> dict[str, str]:
     """The files the coder was shown, whole, in the order shown."""
-    mirror = services.mirror(brief.repository)
-    shown = dict.fromkeys(e.path for e in brief.excerpts if not is_test_path(e.path))
-    texts = {path: _utf8(mirror.read(brief.repository.base_sha, path)) for path in shown}
-    return {path: text for path, text in texts.items() if text is not None}
+    shown = [e.path for e in brief.excerpts if not is_test_path(e.path)]
+    return _texts(services.mirror(brief.repository), brief.repository.base_sha, shown)
 
 
 def coder_key(arguments: dict[str, Any]) -> str:
@@ -240,8 +241,10 @@ async def tool_edit(
     laid = {path: text for change in (*feedback.changes, *given) for path, text in change.files.items()}
     laid |= {path: text for t in tests for path, text in t.files.items()}
     name = f"coder-{asker.candidate}-{asker.round}-{unit.id}"
-    with mirror.worktree(services.worktrees(), brief.ticket.key, name, base) as worktree:
-        _lay(worktree, laid)
+    checkout = mirror.worktree(services.worktrees(), brief.ticket.key, name, base)
+    async with prepared(checkout, brief.policy, services.sandbox(), laid) as worktree:
+        # what hooks left in the checkout is no work of the agent
+        start = base if brief.policy.hooks == Hooks() else await worktree.commit(services.sandbox(), "before the agent")
         toolbox = Toolbox(worktree, services.sandbox(), brief.policy, EDITING, answer=CoderAnswer)
         model = RecordedModel(asker, await services.model())
         fixes = (
@@ -263,21 +266,20 @@ async def tool_edit(
             nonce=brief.nonce,
         )
         head = await worktree.commit(services.sandbox(), f"{job.ticket.key} {unit.id}")
-    own = {f.path: mirror.read(head, f.path) for f in mirror.changed(base, head) if f.path not in laid}
-    own |= {path: mirror.read(head, path) for path in laid if not is_test_path(path)}
-    files = {path: raw.decode(errors="replace") if raw is not None else None for path, raw in own.items()}
+    files = edited_files(mirror, start, head, laid)
     said = str((result.answer or {}).get("explanation") or result.explanation)[:400]
     return Change(unit=unit.id, candidate=asker.candidate, round=asker.round, files=files, explanation=said,
                   ending=result.ending if files or result.ending != "done" else "unchanged", samples=result.steps,
                   passed=result.ending == "done", usage=result.usage)  # fmt: skip
 
 
-def _lay(worktree: Worktree, files: Mapping[str, str | None]) -> None:
-    for path, text in files.items():
-        if text is None:
-            worktree.delete(path)
-        else:
-            worktree.write(path, text)
+def edited_files(mirror: Mirror, start: str, head: str, laid: Collection[str]) -> dict[str, str | None]:
+    """What a coder hands out: path -> text or None for deleted. `start` is the commit it began with, or the one below
+    that; of the files that were `laid` over it, those that are no tests belong to the change, edited or not.
+    """
+    own = {f.path: mirror.read(head, f.path) for f in mirror.changed(start, head) if f.path not in laid}
+    own |= {path: mirror.read(head, path) for path in laid if not is_test_path(path)}
+    return {path: raw.decode(errors="replace") if raw is not None else None for path, raw in own.items()}
 
 
 def _watch(brief: Brief, asker: Asker) -> Callable[[AgentEvent], None]:
@@ -288,12 +290,13 @@ def _watch(brief: Brief, asker: Asker) -> Callable[[AgentEvent], None]:
     return on_event
 
 
-def _utf8(raw: bytes | None) -> str | None:
-    """The text of a file, or None for one that is missing or not UTF-8: editing that would change its other bytes."""
-    try:
-        return raw.decode() if raw is not None else None
-    except UnicodeDecodeError:
-        return None
+def _texts(mirror: Mirror, sha: str, paths: Collection[str]) -> dict[str, str]:
+    """Those of the files that are UTF-8: editing others would change their other bytes."""
+    texts: dict[str, str] = {}
+    for path, raw in mirror.read_all(sha, paths).items():
+        with suppress(UnicodeDecodeError):
+            texts[path] = raw.decode()
+    return texts
 
 
 async def light_edit(job: Job, brief: Brief, unit: WorkUnit, asker: Asker, tests: tuple[TestChange, ...]) -> Change:
@@ -376,9 +379,10 @@ async def search_edits(brief: Brief, tests: tuple[TestChange, ...]) -> list[Muta
     red = red_ids(brief, tests)
     mirror = services.mirror(brief.repository)
     runner = brief.policy.test_runner or "pytest"
-    with mirror.worktree(services.worktrees(), brief.ticket.key, "edits", brief.repository.base_sha) as worktree:
-        _lay(worktree, {path: text for test in tests for path, text in test.files.items()})
-        sandbox = services.sandbox()
+    sandbox = services.sandbox()
+    laid = {path: text for test in tests for path, text in test.files.items()}
+    checkout = mirror.worktree(services.worktrees(), brief.ticket.key, "edits", brief.repository.base_sha)
+    async with prepared(checkout, brief.policy, sandbox, laid) as worktree:
         run = await executed_lines(sandbox, worktree.path, red, seconds=60) if runner == "pytest" else None
         run = run or None  # an empty trace is a failed one: then the suspects are all there is
         candidates = await asyncio.to_thread(_candidate_edits, brief, run)
@@ -398,7 +402,7 @@ def _candidate_edits(brief: Brief, run: dict[str, frozenset[int]] | None) -> lis
     """Edits of the functions the red tests run through (or, where that is unknown, of the suspects), interleaved by file."""
     mirror, sha = services.mirror(brief.repository), brief.repository.base_sha
     paths = [p for p in source_files(mirror.paths(sha)) if run is None or p in run]
-    files = {p: text for p in paths if (text := _utf8(mirror.read(sha, p)))}
+    files = _texts(mirror, sha, paths)
     ranked = rank_functions(brief.ticket, files, brief.baseline.output)
     known = {r.function.qualified_name for r in ranked} if run is not None else set(brief.suspects)
     found: list[Mutant] = []

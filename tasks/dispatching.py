@@ -8,15 +8,15 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 
-from infra.notify import notify
 from prefect import task
 
 from infra.boards import Board, Ticket
-from infra.claims import Claim
+from infra.claims import Claim, is_claimable
 from infra.errors import FactoryError, RateLimited
 from infra.fleet import Node
 from infra.git import branch_name
 from infra.llm import Frozen
+from infra.notify import notify
 from infra.pauses import DISPATCH
 from infra.sections import AnyBoard
 from tasks import services
@@ -29,6 +29,7 @@ from tasks.routing import route
 PROBE_AFTER_SECONDS = 60.0
 """Time before a dispatch that paused itself lets one run try."""
 BOARD_PAUSE_SECONDS = 300.0
+CHANGED = "taken by another dispatcher, or changed meanwhile"
 HELD_BACK = ("not routed: ", "blocked in a circle: ")
 """Reasons of tickets that are parked only to say something once; they go on as soon as the cause is gone."""
 
@@ -183,12 +184,16 @@ def _fetch(only: tuple[str, str] | None) -> tuple[tuple[Waiting, ...], dict[str,
         except FactoryError as error:
             _board_failed(name, error)
             skipped[f"board {name}"] = str(error)
-    for ticket in tickets:
-        found, reason = _consider(ticket)
-        if found is not None:
-            waiting[ticket.key] = found
-        elif reason:
-            skipped[ticket.key] = reason
+    now = services.claims().now()
+    for name in {ticket.board for ticket in tickets}:
+        mine = [ticket for ticket in tickets if ticket.board == name]
+        claims = services.claims().of(name, [ticket.key for ticket in mine])
+        for ticket in mine:
+            found, reason = _consider(ticket, claims.get(ticket.key), now)
+            if found is not None:
+                waiting[ticket.key] = found
+            elif reason:
+                skipped[ticket.key] = reason
     _report_cycles([t for t in tickets if t.blocked_by])
     return tuple(waiting[ticket.key] for ticket in order([w.ticket for w in waiting.values()])), skipped
 
@@ -226,10 +231,9 @@ def _board_failed(name: str, error: FactoryError) -> None:
         services.pauses().pause(f"board:{name}", str(error), until)
 
 
-def _consider(ticket: Ticket) -> tuple[Waiting | None, str | None]:
-    """The ticket with its repository, or why it has to wait."""
+def _consider(ticket: Ticket, claim: Claim | None, now: datetime) -> tuple[Waiting | None, str | None]:
+    """The ticket with its repository, or why it has to wait; no reason for one that is being worked on, or was."""
     settings, section = services.settings(), services.board_section(ticket.board)
-    claim = services.claims().find(ticket.board, ticket.key)
     reason = refusal(ticket, section)
     if ticket.closed and claim is not None:
         services.claims().forget(claim, "the ticket is closed")
@@ -242,7 +246,7 @@ def _consider(ticket: Ticket) -> tuple[Waiting | None, str | None]:
         return None, found.reason
     if claim is not None and claim.state == "parked" and claim.reason.startswith(HELD_BACK):
         services.claims().resume(claim, "its cause is gone")
-    if services.claims().blocked(ticket.board, [ticket]):
+    elif claim is not None and not is_claimable(claim, ticket, now):
         return None, None
     return Waiting(ticket=ticket, repository=found.repository), None
 
@@ -270,48 +274,120 @@ async def launch(waiting: tuple[Waiting, ...]) -> tuple[tuple[Launched, ...], di
     """Claim and launch in order while slots last. Returns what was launched, and why the rest was not."""
     launched: list[Launched] = []
     skipped: dict[str, str] = {}
-    repositories = {w.ticket.key: w.repository for w in waiting}
-    groups = batches([(w.ticket, w.repository) for w in waiting], services.settings().dispatch.batch)
-    for number, group in enumerate(groups):
-        gate = await asyncio.to_thread(_gate)
-        if gate is not None:
-            return tuple(launched), skipped | {t.key: gate for g in groups[number:] for t in g}
+    if not waiting:
+        return (), {}
+    gate = await asyncio.to_thread(_gate)
+    if gate.closed is not None:
+        return (), {w.ticket.key: gate.closed for w in waiting}
+    slots = await asyncio.to_thread(Slots.now)
+    for group in _groups(waiting):
+        why = slots.why_not(group[0]) or (gate.probing and launched and "dispatch tries one run first")
+        if why:
+            skipped |= {w.ticket.key: why for w in group}
+            continue
         try:
-            done = await _launch_group([Waiting(ticket=t, repository=repositories[t.key]) for t in group])
+            done = await _launch_group(group, slots)
         except FactoryError as error:
-            skipped |= {t.key: str(error) for t in group}
+            skipped |= {w.ticket.key: str(error) for w in group}
             continue
         launched += done
-        skipped |= {t.key: "no slots" for t in group if t.key not in {d.ticket for d in done}}
+        skipped |= {w.ticket.key: CHANGED for w in group if w.ticket.key not in {d.ticket for d in done}}
     return tuple(launched), skipped
 
 
-def _gate() -> str | None:
-    """Why nothing may be launched now: dispatch paused itself, or has to (RB9)."""
-    settings, pauses = services.settings().dispatch, services.pauses()
-    now = services.claims().now()
+def _groups(waiting: Sequence[Waiting]) -> list[list[Waiting]]:
+    """Tickets that share a session (T13); a label that all of a board's tickets must carry relates none of them."""
+    repositories = {w.ticket.key: w.repository for w in waiting}
+    settings = services.settings()
+    ignored = {label for section in settings.all_boards.values() for label in section.required_labels}
+    found = batches([(w.ticket, w.repository) for w in waiting], settings.dispatch.batch, ignored_labels=ignored)
+    return [[Waiting(ticket=t, repository=repositories[t.key]) for t in group] for group in found]
+
+
+class Slots:
+    """Where there is room, as it was when the tick began and with what it launched since. Claiming looks again, for sure."""
+
+    def __init__(self, held: Sequence[Claim], nodes: Sequence[Node], paused: Iterable[str]) -> None:
+        self.held, self._nodes, self._paused = list(held), tuple(nodes), frozenset(paused)
+
+    @classmethod
+    def now(cls) -> Slots:
+        return cls(services.claims().held(), services.fleet().nodes(), services.pauses().active())
+
+    def node_for(self, waiting: Waiting, held: Sequence[Claim], only: str | None = None) -> str | None:
+        """The node with the most free slots that has what the repository needs and whose provider is not paused."""
+        if self._is_capped(waiting, held):
+            return None
+        fit = [node for node in self._fit(waiting) if only in (None, node.name)]
+        free = {node.name: node.slots - sum(claim.node == node.name for claim in held) for node in fit}
+        best = max(sorted(free), key=lambda name: free[name], default=None)
+        return best if best is not None and (free[best] > 0 or only is not None) else None
+
+    def why_not(self, waiting: Waiting) -> str | None:
+        """Why there is no room for the ticket, or None when there seems to be."""
+        if self.node_for(waiting, self.held) is not None:
+            return None
+        needed = services.settings().repositories[waiting.repository].node_labels
+        if self._is_capped(waiting, self.held) or self._fit(waiting):
+            return "no slots"
+        wanted = f" with the labels {', '.join(needed)}" if needed else ""
+        closed = [scope for scope in sorted(self._paused) if scope.startswith(("provider:", "node:"))]
+        return f"no node{wanted} is there" + (f" (paused: {', '.join(closed)})" if closed else "")
+
+    def _is_capped(self, waiting: Waiting, held: Sequence[Claim]) -> bool:
+        settings = services.settings()
+        running = [
+            RunningTicket(board=c.board, key=c.ticket, repository=c.repository, state=c.ticket_state) for c in held
+        ]
+        space = room(running, settings.dispatch, settings.repositories)
+        return not space.takes(waiting.ticket.state, waiting.repository)
+
+    def _fit(self, waiting: Waiting) -> list[Node]:
+        needed = {label.lower() for label in services.settings().repositories[waiting.repository].node_labels}
+        return [node for node in self._nodes if self._is_open(node) and needed <= set(node.labels)]
+
+    def _is_open(self, node: Node) -> bool:
+        closed = {f"node:{node.name}", f"provider:{node.provider}"} & self._paused
+        return node.alive and node.state == "active" and not closed
+
+
+class Gate(Frozen):
+    """Whether anything may be launched now. `closed` says why not; `probing`: one run, to see whether it works again."""
+
+    closed: str | None = None
+    probing: bool = False
+
+
+def _gate() -> Gate:
+    """Open, unless dispatch paused itself or has to (RB9)."""
+    pauses, now = services.pauses(), services.claims().now()
     pause = pauses.active().get(DISPATCH)
     if pause is None:
-        since = now - timedelta(seconds=settings.fail_fast_window_seconds)
-        since = max(since, pauses.last_end(DISPATCH) or since)
-        why = should_pause(
-            _launches(since, settings.fail_fast_seconds),
-            now,
-            window_seconds=settings.fail_fast_window_seconds,
-            share=settings.fail_fast_share,
-            min_launches=settings.fail_fast_min_launches,
-        )
-        if why is None:
-            return None
-        if pauses.pause(DISPATCH, why, None):
+        why = _why_pause(now)
+        if why is not None and pauses.pause(DISPATCH, why, None):
             notify(services.settings().notify, "dispatch paused itself", why, key="pause:dispatch")
-        return why
+        return Gate(closed=why)
+    if pause.by_hand:
+        return Gate(closed=f"dispatch is paused: {pause.reason}")
     probing = pause.probe is not None and any(c.key == pause.probe for c in services.claims().held())
     if not probing and pause.probe is not None:
         pauses.drop_probe(DISPATCH, pause.probe)
     if probing or now < pause.since + timedelta(seconds=PROBE_AFTER_SECONDS):
-        return f"dispatch is paused: {pause.reason}"
-    return None
+        return Gate(closed=f"dispatch is paused: {pause.reason}")
+    return Gate(probing=True)
+
+
+def _why_pause(now: datetime) -> str | None:
+    settings = services.settings().dispatch
+    since = now - timedelta(seconds=settings.fail_fast_window_seconds)
+    since = max(since, services.pauses().last_end(DISPATCH) or since)
+    return should_pause(
+        _launches(since, settings.fail_fast_seconds),
+        now,
+        window_seconds=settings.fail_fast_window_seconds,
+        share=settings.fail_fast_share,
+        min_launches=settings.fail_fast_min_launches,
+    )
 
 
 def _launches(since: datetime, fast_seconds: float) -> list[Launch]:
@@ -322,13 +398,15 @@ def _launches(since: datetime, fast_seconds: float) -> list[Launch]:
     ]
 
 
-async def _launch_group(group: Sequence[Waiting]) -> list[Launched]:
+async def _launch_group(group: Sequence[Waiting], slots: Slots) -> list[Launched]:
     """Claim every ticket of the group for the same node, say so on it, and start one run for them."""
     claimed: list[tuple[Claim, Waiting]] = []
     for waiting in group:
-        claim = await asyncio.to_thread(_claim_for_launch, waiting, claimed[0][0].node if claimed else None)
+        node = claimed[0][0].node if claimed else None
+        claim = await asyncio.to_thread(_claim_for_launch, waiting, slots, node)
         if claim is not None:
             claimed.append((claim, waiting))
+            slots.held.append(claim)
     if not claimed:
         return []
     try:
@@ -347,13 +425,13 @@ async def _launch_group(group: Sequence[Waiting]) -> list[Launched]:
     return done
 
 
-def _claim_for_launch(waiting: Waiting, node: str | None) -> Claim | None:
+def _claim_for_launch(waiting: Waiting, slots: Slots, node: str | None) -> Claim | None:
     """The claim, made and visible on the ticket (SM11), of a ticket that was read again just now (SM6)."""
     board = services.board(waiting.ticket.board)
     fresh = _reread(board, waiting)
     if fresh is None:
         return None
-    claim = _claim(fresh, lambda held: choose_node(held, fresh, only=node))
+    claim = _claim(fresh, lambda held: slots.node_for(fresh, held, only=node))
     if claim is None:
         return None
     if _published_before(fresh, claim):
@@ -390,25 +468,6 @@ def _claim(waiting: Waiting, choose: Callable[[Sequence[Claim]], str | None]) ->
         lease_seconds=settings.dispatch.lease_seconds,
         choose_node=choose,
     )
-
-
-def choose_node(held: Sequence[Claim], waiting: Waiting, only: str | None = None) -> str | None:
-    """The node with the most free slots that has what the repository needs and whose provider is not paused; None: no room."""
-    settings = services.settings()
-    running = [RunningTicket(board=c.board, key=c.ticket, repository=c.repository, state=c.ticket_state) for c in held]
-    if not room(running, settings.dispatch, settings.repositories).takes(waiting.ticket.state, waiting.repository):
-        return None
-    needed = {label.lower() for label in settings.repositories[waiting.repository].node_labels}
-    paused = services.pauses().active()
-    fit = [n for n in services.fleet().nodes() if _fits(n, needed, paused) and only in (None, n.name)]
-    free = {node.name: node.slots - sum(claim.node == node.name for claim in held) for node in fit}
-    best = max(sorted(free), key=lambda name: free[name], default=None)
-    return best if best is not None and (free[best] > 0 or only is not None) else None
-
-
-def _fits(node: Node, needed: set[str], paused: Iterable[str]) -> bool:
-    closed = {f"node:{node.name}", f"provider:{node.provider}"} & set(paused)
-    return node.alive and node.state == "active" and needed <= set(node.labels) and not closed
 
 
 def _published_before(waiting: Waiting, claim: Claim) -> bool:

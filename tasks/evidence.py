@@ -18,6 +18,7 @@ from infra.git import ChangedFile, Mirror
 from infra.sandbox import Sandbox
 from infra.scanners import new_findings, scan
 from infra.test_runners import TestResult, TestRun, is_test_path, settings_of_tests, trim_failure
+from tasks.hooks import prepared
 from tasks.models import Brief, Evidence, Finding, Policy, TestChange, TestOutcome, TestReport
 
 _OWN_MISTAKES = {
@@ -39,7 +40,8 @@ async def run_baseline(
     mirror: Mirror, sandbox: Sandbox, worktrees_root: Path, key: str, policy: Policy, base_sha: str
 ) -> TestReport:
     """The repository's own tests on the untouched base commit. `key` is the ticket's."""
-    with mirror.worktree(worktrees_root, key, "baseline", base_sha) as worktree:
+    checkout = mirror.worktree(worktrees_root, key, "baseline", base_sha)
+    async with prepared(checkout, policy, sandbox) as worktree:
         return await run_tests(sandbox, worktree.path, policy)
 
 
@@ -131,7 +133,8 @@ class _Bench:
         self.key, self.policy = brief.ticket.key, brief.policy
 
     async def suite(self, sha: str) -> TestReport:
-        with self.mirror.worktree(self.root, self.key, f"suite-{sha[:12]}", sha) as worktree:
+        checkout = self.mirror.worktree(self.root, self.key, f"suite-{sha[:12]}", sha)
+        async with prepared(checkout, self.policy, self.sandbox) as worktree:
             return await run_tests(self.sandbox, worktree.path, self.policy)
 
     async def new_tests(
@@ -139,9 +142,8 @@ class _Bench:
     ) -> tuple[TestReport, TestRun | None]:
         """The files written over a commit and only their tests run (or `only`). No run when the set-up failed."""
         digest = hashlib.sha256(json.dumps([sha, dict(files), list(only)], sort_keys=True).encode()).hexdigest()
-        with self.mirror.worktree(self.root, self.key, f"tests-{digest[:12]}", sha) as worktree:
-            for path, text in files.items():
-                worktree.write(path, text)
+        checkout = self.mirror.worktree(self.root, self.key, f"tests-{digest[:12]}", sha)
+        async with prepared(checkout, self.policy, self.sandbox, files) as worktree:
             failure = await _set_up(self.sandbox, worktree.path, self.policy)
             if failure:
                 return failure, None

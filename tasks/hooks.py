@@ -6,10 +6,13 @@ They run in the sandbox like everything a repository brings: no network, no secr
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Literal
 
-from infra.errors import WorkFailed
+from infra.errors import FactoryError, WorkFailed
+from infra.git import Worktree
 from infra.sandbox import CommandResult, Sandbox
 from tasks.models import Policy
 
@@ -19,20 +22,60 @@ SHOWN_CHARS = 500
 _log = logging.getLogger(__name__)
 
 
+@asynccontextmanager
+async def prepared(
+    checkout: AbstractContextManager[Worktree],
+    policy: Policy,
+    sandbox: Sandbox,
+    files: Mapping[str, str | None] = {},
+) -> AsyncIterator[Worktree]:
+    """A checkout in which tests or an agent run: the policy's hooks around it, `files` (path -> text, None deletes)
+    written over it.
+
+    `after_create` finds the commit as it is, `before_run` the files too. Without hooks no process is started. Raises
+    WorkFailed when `after_create` fails, InvalidOutput for a path that may not be written.
+    """
+    with checkout as worktree:
+        try:
+            await run_hook("after_create", policy, worktree.path, sandbox)
+            _lay(worktree, files)
+            await run_hook("before_run", policy, worktree.path, sandbox)
+            try:
+                yield worktree
+            finally:
+                await run_hook("after_run", policy, worktree.path, sandbox)
+        finally:
+            await run_hook("before_remove", policy, worktree.path, sandbox)
+
+
+def _lay(worktree: Worktree, files: Mapping[str, str | None]) -> None:
+    for path, text in files.items():
+        if text is None:
+            worktree.delete(path)
+        else:
+            worktree.write(path, text)
+
+
 async def run_hook(name: HookName, policy: Policy, worktree: Path, sandbox: Sandbox) -> str | None:
     """Run the policy's hook, if it has one. Returns what went wrong, in one line, or None when nothing did (WS4).
 
     A failing `after_create` raises WorkFailed: the checkout is not what the repository wants, and the caller removes
-    it. The other hooks' failures are logged and ignored. Raises what `Sandbox.run` raises.
+    it. The other hooks' failures are logged and ignored, and so is what `Sandbox.run` raises about them.
     """
     command: str | None = getattr(policy.hooks, name)
     if not command:
         return None
     limit = policy.hooks.timeout_seconds
-    result = await sandbox.run(command, worktree=worktree, timeout_seconds=limit)
-    problem = _problem(name, result, limit)
+    try:
+        result = await sandbox.run(command, worktree=worktree, timeout_seconds=limit)
+    except FactoryError as error:
+        if name == "after_create":
+            raise
+        problem: str | None = f"the hook {name!r} could not be run: {error}"
+    else:
+        problem = _problem(name, result, limit)
     if problem is None:
-        _log.info("hook=%s outcome=done seconds=%.1f", name, result.seconds)
+        _log.info("hook=%s outcome=done", name)
         return None
     if name == "after_create":
         raise WorkFailed(f"{problem}; correct `hooks` in WORKFLOW.md and commit")

@@ -15,6 +15,7 @@ from infra.boards.folder import FolderBoard
 from infra.claims import Claim
 from infra.errors import ConfigError, DiskFull, TestsFailed, WorkFailed
 from infra.git import Mirror, directory_name, ensure_bare, is_dirty
+from infra.remotes import remote_of
 from infra.sections import RepositorySection
 from infra.slots import sole
 from infra.test_runners import detect_policy
@@ -31,7 +32,7 @@ from tasks.evidence import run_baseline
 from tasks.failures import next_tier
 from tasks.holding import fence
 from tasks.models import Brief, Job, Policy, Repository, TestReport, Ticket
-from tasks.policy import read_policy, read_rules
+from tasks.policy import read_policy, read_rules, unused_keys
 from tasks.routing import route
 from tasks.testing import examples_as_tests, sources
 
@@ -96,7 +97,7 @@ def pin(name: str, configured: RepositorySection) -> Repository:
     home = services.settings().root
     mirror = Mirror.open(home / "repos", name, str(configured.path.expanduser()))
     branch, sha = mirror.base(configured.base_branch)
-    remote = configured.remote
+    remote = remote_of(configured)
     if remote is None:
         bare = home / "forge" / name / "repo.git"
         ensure_bare(bare, mirror, branch)
@@ -196,14 +197,18 @@ async def write_brief(job: Job) -> Brief:
     )
     mirror, sha = services.mirror(job.repository), job.repository.base_sha
     policy = read_policy(mirror, sha, detect_policy)
+    rules, unused = read_rules(mirror, sha, job.ticket, job.attempt), unused_keys(mirror, sha)
+    if unused:
+        message = f"WORKFLOW.md sets what has no effect here: {', '.join(unused)}"
+        progress.report(job.ticket.key, phase="brief", role="brief", message=message)
     report = await baseline(job, policy)
     if report.error:
         raise unusable(report)
-    bare = Brief(ticket=job.ticket, repository=job.repository, policy=policy, baseline=report, rules=read_rules(mirror, sha),
+    bare = Brief(ticket=job.ticket, repository=job.repository, policy=policy, baseline=report, rules=rules,
                  memories=memory.recall(job.ticket), nonce=nonce_for(services.home_secret(), job.ticket))  # fmt: skip
     brief = _with_code(job, bare)
     brief = brief.model_copy(update={"ticket_tests": await examples_as_tests(brief)})
-    await paper.leave(job, "brief", _as_markdown(brief))
+    await paper.leave(job, "brief", _as_markdown(brief, unused))
     return brief
 
 
@@ -233,7 +238,7 @@ def _with_code(job: Job, brief: Brief) -> Brief:
     return brief.model_copy(update={"excerpts": excerpts, "suspects": suspects, "prefix": prefix})
 
 
-def _as_markdown(brief: Brief) -> str:
+def _as_markdown(brief: Brief, unused: tuple[str, ...]) -> str:
     report = brief.baseline
     places = [f"- `{e.path}` lines {e.start_line}-{e.end_line}" for e in brief.excerpts] or ["- none found"]
     own = brief.ticket_tests
@@ -242,4 +247,5 @@ def _as_markdown(brief: Brief) -> str:
         f"{len(report.ids('passed'))} passed, {len(report.ids('failed'))} failed.",
         "", "Code shown:", *places, "", f"Examples of the ticket that fail now: {len(own.red) if own else 0}",
         f"Memories recalled: {len(brief.memories)}",
+        *(["", "WORKFLOW.md sets what has no effect here:", *(f"- {key}" for key in unused)] if unused else []),
     ])  # fmt: skip

@@ -114,11 +114,12 @@ def read_rules(mirror: Mirror, sha: str, ticket: Ticket | None = None, attempt: 
 
     With a ticket WORKFLOW.md is a template (see `render_workflow`); the other files never are.
     """
-    _, workflow = front_matter(_text(mirror, sha, "WORKFLOW.md"))
+    found = mirror.read_all(sha, ("WORKFLOW.md", *RULE_FILES))
+    given, *texts = (found.get(name, b"").decode(errors="replace") for name in ("WORKFLOW.md", *RULE_FILES))
+    _, workflow = front_matter(given)
     if ticket is not None:
         workflow = render_workflow(workflow, ticket, attempt)
-    texts = [workflow, *(_text(mirror, sha, name) for name in RULE_FILES)]
-    return "\n\n".join(text.strip() for text in texts if text.strip())[:RULES_CHARS]
+    return "\n\n".join(text.strip() for text in (workflow, *texts) if text.strip())[:RULES_CHARS]
 
 
 def render_workflow(text: str, ticket: Ticket, attempt: int) -> str:

@@ -26,6 +26,7 @@ from infra.pauses import Pauses
 from infra.pull_requests import Forge
 from infra.pull_requests.folder import FolderForge
 from infra.reloading import Loaded, current_settings
+from infra.remotes import token_of
 from infra.sandbox import CommandResult, Sandbox, open_sandbox
 from infra.sections import AnyBoard
 from infra.settings import Settings
@@ -159,7 +160,8 @@ def strong_settings() -> Settings:
 
 
 def mirror(repository: Repository) -> Mirror:
-    return Mirror(Path(repository.mirror))
+    """The factory's copy of a run's repository, with the token for its remote, which no worktree and no step sees."""
+    return Mirror(Path(repository.mirror), token_of(settings().repositories.get(repository.name)))
 
 
 def forge(repository: str) -> Forge:
@@ -169,6 +171,9 @@ def forge(repository: str) -> Forge:
         from infra.pull_requests.github import GitHubForge  # PyGithub takes half a second to import
 
         return GitHubForge(configured.github)
+    remote = Path(configured.remote).expanduser() if configured and configured.remote else None
+    if remote is not None and remote.is_dir():  # several machines may push there, so their pull requests meet beside it
+        return FolderForge(remote.absolute().with_name(f"{remote.name.removesuffix('.git')}.pulls"))
     return FolderForge(settings().root / "forge" / repository / "pulls")
 
 

@@ -213,7 +213,8 @@ def sources(brief: Brief) -> dict[str, str]:
     """All source files of the base commit: path -> text."""
     mirror = services.mirror(brief.repository)
     sha = brief.repository.base_sha
-    return {p: (mirror.read(sha, p) or b"").decode(errors="replace") for p in source_files(mirror.paths(sha))}
+    found = mirror.read_all(sha, source_files(mirror.paths(sha)))
+    return {path: raw.decode(errors="replace") for path, raw in found.items()}
 
 
 def instruction(brief: Brief, names: Mapping[str, str], path: str) -> str:

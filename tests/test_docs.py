@@ -8,18 +8,23 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 from pydantic import BaseModel
 
 from deployments.__main__ import app
+from deployments.snapshot import Limits, Snapshot
 from infra import sections
 from infra.boards import Ticket
+from infra.claims import Claim
 from infra.database import Database
 from infra.errors import WorkFailed
-from infra.ledger import Ledger
+from infra.fleet import Node
+from infra.ledger import Ledger, TicketRow
 from infra.llm import Usage
+from infra.pauses import Pause
 from infra.postgres import open_databases
 from infra.sections import (
     AnyBoard,
@@ -158,28 +163,42 @@ def test_every_variable_of_a_template_is_documented() -> None:
     assert [name for name in known if f"`{name}`" not in page("docs/workflow-file.md")] == []
 
 
-@pytest.mark.parametrize("model", [Outcome, Evidence, PullRequest, TestReport, Usage])
-def test_every_field_of_the_json_answer_is_documented(model: type[Outcome]) -> None:
+@pytest.mark.parametrize(
+    "model",
+    [Outcome, Evidence, PullRequest, TestReport, Usage, Snapshot, Limits, Claim, Pause, Node, TicketRow],
+    ids=lambda model: model.__name__,
+)
+def test_every_field_of_the_json_answers_is_documented(model: type[BaseModel]) -> None:
     text = page("docs/operations.md")
     assert [name for name in model.model_fields if f"`{name}`" not in text] == []
 
 
 def commands() -> dict[str, list[str]]:
-    """The command line's commands with their options."""
+    """The command line's commands with their options; `node` has those of its own commands."""
     found = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # a group
-    return {name: [o for p in command.params for o in p.opts if o.startswith("--")] for name, command in found.items()}
+    return {
+        name: [o for p in parameters(command) for o in p.opts if o.startswith("--")] for name, command in found.items()
+    }
+
+
+def parameters(command: Any) -> list[Any]:
+    """The parameters of a command and of those below it."""
+    return [*command.params, *(p for below in getattr(command, "commands", {}).values() for p in parameters(below))]
 
 
 @pytest.mark.parametrize("name", sorted(commands()))
 def test_every_command_and_option_is_documented(name: str) -> None:
-    text = page("docs/operations.md")
+    text = page("docs/operations.md") + page("docs/nodes.md")
     assert f"| `darkfactory {name}" in text
     assert [option for option in commands()[name] if option not in text] == []
 
 
 def test_no_command_is_documented_that_does_not_exist() -> None:
     text = "\n".join(p.read_text(encoding="utf-8") for p in PAGES)
-    assert set(re.findall(r"(?:`|bin/)darkfactory ([a-z]+)", text)) <= commands().keys()
+    named = set(re.findall(r"(?:`|bin/|^)darkfactory ([a-z]+)(?: ([a-z]+)\b)?", text, re.MULTILINE))
+    below = set(typer.main.get_command(app).commands["node"].commands)  # type: ignore[attr-defined]  # a group
+    assert {name for name, _ in named} <= commands().keys()
+    assert {word for name, word in named if name == "node" and word} <= below
 
 
 def test_every_make_target_that_is_documented_exists() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from infra.boards import Ticket
 from infra.boards.markers import seal, unseal
-from infra.errors import AuthFailed, ConfigError, ProviderFault
+from infra.errors import AuthFailed, BrokenPagination, ConfigError, ProviderFault
 from infra.github import (
     Conversation,
     GitHub,
@@ -147,15 +147,17 @@ class GitHubBoard:
         try:
             for record in self._site.pages(f"{self._site.root}/issues", **query):
                 if self._is_elsewhere(record):
-                    self._site.check_project()
+                    self._check_project()
                     raise ProviderFault(f"GitHub lists issues of another repository for {self._section.project!r}")
                 if not dig(record, "pull_request"):
                     yield record
         except Missing as error:
-            self._site.check_project()
-            raise ConfigError(
-                f"{self._section.project!r} shows no issues to board {self.name!r}: {error}; enable issues there"
-            ) from error
+            self._check_project()
+            raise ProviderFault(f"{self._section.project!r} is there, its list of issues is not: {error}") from error
+
+    def _check_project(self) -> None:
+        if self._site.check_project().get("has_issues") is False:
+            raise ConfigError(f"{self._section.project!r} has no issues for board {self.name!r}; enable issues there")
 
     def _record(self, number: int) -> Payload | None:
         """The issue; None when it is gone, went to another repository or is a pull request.
@@ -167,7 +169,7 @@ class GitHubBoard:
         except Missing:
             record = None
         if record is None or self._is_elsewhere(record):
-            self._site.check_project()
+            self._check_project()
             return None
         if record.get("number") != number:
             raise ProviderFault(f"GitHub answers for issue {number} with another one; look at it there")
@@ -197,6 +199,8 @@ class GitHubBoard:
         """The ticket with its blockers, or nothing and a log line."""
         try:
             return [self._with_blockers(ticket, record)]
+        except BrokenPagination:
+            raise
         except (ProviderFault, Missing) as error:
             return self._dropped(str(error))
 

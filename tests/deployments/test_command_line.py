@@ -6,14 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from deployments.snapshot import Snapshot
 from infra.boards import Ticket
+from infra.claims import Claims
 from infra.database import Database
+from infra.fleet import Fleet
 from infra.ledger import Ledger
+from infra.pauses import Pauses
 from infra.postgres import open_databases
 from infra.settings import Settings
 
@@ -104,16 +109,119 @@ def test_a_database_that_is_down_ends_with_3_and_keeps_the_password(tmp_path: Pa
 
 
 def test_status_and_show_print_what_the_ledger_knows(tmp_path: Path, database_url: str) -> None:
-    empty = darkfactory(tmp_path, "status", "--json", DARKFACTORY_DATABASE_URL=database_url)
-    assert json.loads(empty.stdout) == {"tickets": []}
+    known = {"DARKFACTORY_DATABASE_URL": database_url}
+    empty = darkfactory(tmp_path, "status", **known)
+    assert "No ticket was worked on yet" in empty.stdout
     with Ledger(Database(open_databases(Settings(database_url=database_url)).ledger)) as ledger:
         ledger.record_ticket(Ticket(key="T-1", title="[red]Sum[/red] is wrong", body="b", state="ready"), "sums")
-    listed = darkfactory(tmp_path, "status", DARKFACTORY_DATABASE_URL=database_url)
+    listed = darkfactory(tmp_path, "status", **known)
     assert "[red]Sum[/red] is wrong" in listed.stdout
-    shown = darkfactory(tmp_path, "show", "T-1", "--json", DARKFACTORY_DATABASE_URL=database_url)
+    shown = darkfactory(tmp_path, "show", "T-1", "--json", **known)
     assert (shown.returncode, json.loads(shown.stdout)["key"]) == (0, "T-1")
-    unknown = darkfactory(tmp_path, "show", "T-2", "--json", DARKFACTORY_DATABASE_URL=database_url)
+    unknown = darkfactory(tmp_path, "show", "T-2", "--json", **known)
     assert error_of(unknown)["class"] == "ConfigError"
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    with Database(open_databases(Settings(database_url=database_url)).ledger) as opened:
+        yield opened
+
+
+def a_busy_factory(database: Database) -> None:
+    """A node that holds one ticket, one ticket that waits for its time, one that is parked, and a paused provider."""
+    claims = Claims(database)
+    Fleet(database).join("mini", slots=2, labels=["xcode"], machine="m", provider="openai", lease_seconds=600)
+    held = {"holder": "h", "machine": "m", "repository": "sums", "lease_seconds": 600, "choose_node": lambda _: "mini"}
+    running, again, parked = (
+        claims.claim(Ticket(key=f"T-{number}", title="t", body="b", state="todo"), **held) for number in (1, 2, 3)
+    )
+    assert running
+    assert again
+    assert parked
+    claims.retry(again, "the tests hang", 600, "failures")
+    claims.park(parked, "waits for a reply", question="Which colour?")
+    Pauses(database).pause("provider:openai", "its limit is reached", None)
+
+
+def test_status_is_one_snapshot_of_what_runs_waits_is_parked_and_paused(
+    tmp_path: Path, database: Database, database_url: str
+) -> None:
+    """OB2."""
+    a_busy_factory(database)
+    seen = Snapshot.model_validate_json(
+        darkfactory(tmp_path, "status", "--json", DARKFACTORY_DATABASE_URL=database_url).stdout
+    )
+    assert [(claim.ticket, claim.state, claim.node) for claim in seen.running] == [("T-1", "claimed", "mini")]
+    assert [(claim.ticket, claim.reason, claim.failures) for claim in seen.retrying] == [("T-2", "the tests hang", 1)]
+    assert [(claim.ticket, claim.question) for claim in seen.parked] == [("T-3", "Which colour?")]
+    assert [(pause.scope, pause.until) for pause in seen.pauses] == [("provider:openai", None)]
+    assert [(node.name, node.slots, node.labels) for node in seen.nodes] == [("mini", 2, ("xcode",))]
+    assert (seen.limits.running, seen.limits.slots, seen.limits.max_running) == (1, 2, 50)
+    plain = darkfactory(tmp_path, "status", DARKFACTORY_DATABASE_URL=database_url).stdout
+    for said in ("until `darkfactory resume provider:openai`", "the tests hang", "Which colour?", "1/2"):
+        assert said in plain
+
+
+def test_nodes_are_listed_with_the_tickets_they_hold(tmp_path: Path, database: Database, database_url: str) -> None:
+    a_busy_factory(database)
+    listed = darkfactory(tmp_path, "node", "list", "--json", DARKFACTORY_DATABASE_URL=database_url)
+    [node] = json.loads(listed.stdout)["nodes"]
+    assert (node["name"], node["alive"], node["tickets"]) == ("mini", True, ["T-1"])
+
+
+def test_a_pause_by_hand_is_shown_until_it_is_resumed(tmp_path: Path, database: Database, database_url: str) -> None:
+    known = {"DARKFACTORY_DATABASE_URL": database_url}
+    paused = darkfactory(tmp_path, "pause", "node:mini", "--reason", "new disk", **known)
+    assert (paused.returncode, "darkfactory resume node:mini" in paused.stderr) == (0, True)
+    assert Pauses(database).active()["node:mini"].reason == "new disk"
+    wrong = darkfactory(tmp_path, "resume", **known)
+    assert (wrong.returncode, "'dispatch' is not paused (paused: node:mini)" in wrong.stderr) == (2, True)
+    assert darkfactory(tmp_path, "resume", "node:mini", **known).returncode == 0
+    assert Pauses(database).active() == {}
+
+
+def test_only_what_can_be_paused_is_paused(tmp_path: Path) -> None:
+    answer = darkfactory(tmp_path, "pause", "mini")
+    assert (answer.returncode, "node:NAME" in answer.stderr) == (2, True)
+
+
+def test_a_parked_ticket_goes_on_by_hand_and_one_that_works_does_not(
+    tmp_path: Path, database: Database, database_url: str
+) -> None:
+    """RB7: the dispatcher looks only at queue states, so the ticket is put back into one."""
+    a_busy_factory(database)
+    known = {"DARKFACTORY_DATABASE_URL": database_url}
+    ticket = tmp_path / "board" / "T-3.md"
+    ticket.parent.mkdir()
+    ticket.write_text("---\ntitle: t\nstate: needs human\n---\n")
+    assert darkfactory(tmp_path, "retry", "T-3", **known).returncode == 0
+    assert "state: todo" in ticket.read_text()
+    found = Claims(database).find("folder", "T-3")
+    assert found
+    assert (found.state, found.question) == ("retry-queued", None)
+    for ticket, state in (("T-1", "claimed"), ("T-9", "never claimed")):
+        refused = darkfactory(tmp_path, "retry", ticket, **known)
+        assert (refused.returncode, f"does not wait ({state})" in refused.stderr) == (2, True)
+
+
+def test_a_node_joins_only_where_it_was_told_to_and_an_unknown_one_is_named(tmp_path: Path, database_url: str) -> None:
+    known = {"DARKFACTORY_DATABASE_URL": database_url}
+    nowhere = darkfactory(tmp_path, "node", "join", **known)
+    assert (nowhere.returncode, "--api URL" in nowhere.stderr) == (2, True)
+    away = darkfactory(tmp_path, "node", "join", "--api", "http://127.0.0.1:1/api", **known)
+    assert (away.returncode, "no Prefect server answers" in away.stderr) == (3, True)
+    unknown = darkfactory(tmp_path, "node", "drain", "nobody", **known)
+    assert (unknown.returncode, "no node is named 'nobody'" in unknown.stderr) == (2, True)
+
+
+def test_init_writes_a_file_that_can_be_used_and_replaces_none(tmp_path: Path) -> None:
+    assert darkfactory(tmp_path, "init", "--defaults").returncode == 0
+    assert darkfactory(tmp_path, "show", "T-1", "--json", DARKFACTORY_DATABASE_URL="postgresql://u:p@127.0.0.1:1/x").returncode == 3  # fmt: skip
+    again = darkfactory(tmp_path, "init", "--defaults")
+    assert (again.returncode, "--force" in again.stderr) == (2, True)
+    assert darkfactory(tmp_path, "init", "--defaults", "--force").returncode == 0
+    assert (tmp_path / "factory.yaml.bak").exists()
 
 
 def test_the_doctor_names_every_problem_and_how_to_mend_it(tmp_path: Path, database_url: str) -> None:

@@ -143,8 +143,12 @@ class FakeGitHub:
         self.statuses: dict[str, list[dict[str, Any]]] = {}
         self.elsewhere: dict[tuple[str, int], str] = {}
         """(project, number) of an issue of another repository -> its state."""
+        self.has_issues = True
+        """False: a repository without an issue list (410)."""
         self.moved: dict[str, str] = {}
         """Path below the repository -> where it is now (301)."""
+        self.most_at_once = 0
+        """The most requests that were in the server at the same time."""
         self.log: list[Asked] = []
         self.violations: list[str] = []
         self._injected: list[Injected] = []
@@ -152,6 +156,7 @@ class FakeGitHub:
         self._lock = threading.Lock()
         self._clock = datetime(2026, 1, 1, tzinfo=UTC)
         self._last = 0
+        self._inside = 0
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_of(self))
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
 
@@ -357,6 +362,18 @@ class FakeGitHub:
         self, method: str, target: str, headers: Mapping[str, str], data: bytes
     ) -> tuple[int, bytes, dict[str, str]]:
         """Status (0: hang up), body and headers of the answer to one request, both checked."""
+        with self._lock:
+            self._inside += 1
+            self.most_at_once = max(self.most_at_once, self._inside)
+        try:
+            return self._answer(method, target, headers, data)
+        finally:
+            with self._lock:
+                self._inside -= 1
+
+    def _answer(
+        self, method: str, target: str, headers: Mapping[str, str], data: bytes
+    ) -> tuple[int, bytes, dict[str, str]]:
         parts = urlsplit(target)
         path = re.sub(r"^/repositories/1(?=/|$)", lambda _: self.root, parts.path)
         query = dict(parse_qsl(parts.query))
@@ -439,6 +456,7 @@ class FakeGitHub:
     # Issues
 
     def _list_issues(self, asked: Asked) -> Answer:
+        self._check_enabled()
         state = asked.query.get("state", "open")
         wanted = {label.casefold() for label in asked.query.get("labels", "").split(",") if label}
         found: list[Issue | Pull] = [
@@ -499,10 +517,15 @@ class FakeGitHub:
         return self.issues[number].state if project == self.project else self.elsewhere[blocker]
 
     def _get_issue(self, asked: Asked, number: str) -> Answer:
+        self._check_enabled()
         thing = self.issues.get(int(number)) or self.pulls.get(int(number))
         if thing is None:
             raise _Refusal(404, "Not Found")
         return Answer(200, self._shown(thing))
+
+    def _check_enabled(self) -> None:
+        if not self.has_issues:
+            raise _Refusal(410, "Issues are disabled for this repo")
 
     def _issue(self, number: str) -> Issue:
         if int(number) not in self.issues:
@@ -767,8 +790,9 @@ class FakeGitHub:
             **{f"{link}_url": url for link in links},
             **dict.fromkeys(flags, False),
             **dict.fromkeys((*counts, "open_issues", "watchers", "network_count", "subscribers_count"), 0),
-            **{f"has_{thing}": True for thing in ("issues", "projects", "wiki", "pages", "downloads", "discussions")},
+            **{f"has_{thing}": True for thing in ("projects", "wiki", "pages", "downloads", "discussions")},
             **{f"{moment}_at": self.tick() for moment in ("pushed", "created", "updated")},
+            "has_issues": self.has_issues,
             "homepage": None,
             "language": None,
             "license": None,
@@ -833,7 +857,7 @@ def _against_contract(contract: OpenAPI, request: MockRequest, response: MockRes
         if response is None or response.data:
             raise
     except ResponseNotFound:  # it names only some of the ways in which GitHub refuses
-        if response is None or response.status_code not in (301, 401, 403, 404, 422):
+        if response is None or response.status_code not in (301, 401, 403, 404, 410, 422):
             raise
 
 

@@ -63,7 +63,9 @@ class Night:
         from flows.dispatch import dispatch_tickets
 
         self.factory.forget()
-        return await dispatch_tickets(*only)
+        done = await dispatch_tickets(*only)
+        print("tick", done)
+        return done
 
     async def runs(self) -> list[FlowRun]:
         async with get_client() as client:

@@ -44,8 +44,9 @@ class SystemPostgres:
             )
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
-            with suppress(psycopg.OperationalError), psycopg.connect(self.url, connect_timeout=2):
-                return
+            with suppress(psycopg.OperationalError), psycopg.connect(self.url, connect_timeout=2) as connection:
+                if connection.execute("select pg_is_in_recovery()").fetchone() == (False,):
+                    return
             time.sleep(0.1)
         raise RuntimeError(self._log.read_text()[-2000:])
 

@@ -12,7 +12,7 @@ import pytest
 from infra.boards import Board, Ticket
 from infra.boards.github import GitHubBoard
 from infra.boards.markers import seal
-from infra.errors import AuthFailed, ConfigError, FactoryError, ProviderFault, Unreachable
+from infra.errors import AuthFailed, BrokenPagination, ConfigError, FactoryError, ProviderFault, Unreachable
 from infra.sections import States
 from tests.fakes.github import FakeGitHub
 
@@ -353,6 +353,18 @@ def test_a_malformed_blocker_drops_the_ticket_and_never_frees_it(
         board.tickets_by_keys(["shop-1"])
 
 
+def test_a_failed_page_of_blockers_fails_the_scan(fake: FakeGitHub, board: GitHubBoard) -> None:
+    """TR1"""
+    number = fake.add_issue("x", labels=["todo"])
+    for _ in range(2):
+        fake.block(number, fake.add_issue("blocker"))
+    fake.page = 1
+    fake.inject("blocked_by$", 502, after=1)
+
+    with pytest.raises(BrokenPagination):
+        board.tickets_in_states(["todo"])
+
+
 # Moving
 
 
@@ -660,7 +672,10 @@ def test_a_failed_write_has_its_error_and_can_be_repeated(
 
 
 def test_a_repository_without_issues_is_a_mistake_of_the_settings(fake: FakeGitHub, board: GitHubBoard) -> None:
-    fake.inject("GET /issues$", 410, {"message": "Issues are disabled for this repo"})
+    """TR2: its tickets are not gone."""
+    fake.has_issues = False
 
     with pytest.raises(ConfigError, match="enable issues"):
         board.tickets_in_states(["todo"])
+    with pytest.raises(ConfigError, match="enable issues"):
+        board.tickets_by_keys(["shop-1"])
