@@ -190,7 +190,7 @@ class Factory:
         self._api = httpx.Client(timeout=30)
 
     def wait_until_warm(self, up: subprocess.Popen[bytes]) -> None:
-        """The gateway listens, the node joined, and the workers of both pools can fork."""
+        """The gateway listens, the node joined and cleaned up, and the workers of both pools can fork."""
         record = wait_for(lambda: _all_started(self._settings, up), "`darkfactory up` to start", START_SECONDS)
         self._api.base_url = httpx.URL(record)
         wait_for(self._is_ready, "gateway, node and workers", START_SECONDS)
@@ -200,11 +200,9 @@ class Factory:
             httpx.get(self._webhooks("health"), timeout=5).raise_for_status()
         except httpx.HTTPError:
             return False
-        joined = [node.name for node in self._fleet.nodes() if node.alive]
-        return bool(joined) and all(self._has_worker(pool) for pool in self._pools())
-
-    def _pools(self) -> list[str]:
-        return [pool["name"] for pool in self._ask("/work_pools/filter", {})]
+        joined = any(node.alive for node in self._fleet.nodes())
+        cleaned = joined and self._runs("clean-node", lambda run: run["state_type"] in ENDED)
+        return bool(cleaned) and all(self._has_worker(pool["name"]) for pool in self._ask("/work_pools/filter", {}))
 
     def _has_worker(self, pool: str) -> bool:
         return any(worker["status"] == "ONLINE" for worker in self._ask(f"/work_pools/{pool}/workers/filter", {}))
@@ -217,7 +215,7 @@ class Factory:
         key = self._board.add_issue(f"total ignores the discount ({number})", BODY)
         calls = self._model.calls
         sent = time.time()
-        assert self._settings.webhooks.linear_secret  # noqa: S101  we wrote the file
+        assert self._settings.webhooks.linear_secret  # we wrote the file
         send_webhook(self._webhooks("webhooks/linear"), key, self._settings.webhooks.linear_secret.get_secret_value())
         answered = time.time()
         first_action = wait_for(lambda: self._board.working_at.get(key), f"the first action on {key}", TICKET_SECONDS)
@@ -247,10 +245,13 @@ class Factory:
 
     def _ended(self, flow: str, key: str) -> dict[str, Any] | None:
         """The first run of the flow for this ticket, once it is over."""
-        asked = {"flows": {"name": {"any_": [flow]}}, "sort": "ID_DESC", "limit": 20}
-        found = [run for run in self._ask("/flow_runs/filter", asked) if run["parameters"].get("ticket") == key]
+        found = self._runs(flow, lambda run: run["parameters"].get("ticket") == key)
         first = min(found, key=lambda run: str(run["created"]), default=None)
         return first if first and first["state_type"] in ENDED else None
+
+    def _runs(self, flow: str, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+        asked = {"flows": {"name": {"any_": [flow]}}, "sort": "ID_DESC", "limit": 20}
+        return [run for run in self._ask("/flow_runs/filter", asked) if wanted(run)]
 
     def _event(self, key: str) -> float | None:
         """Prefect writes events in batches, so they are there some seconds later."""
@@ -334,7 +335,8 @@ def write_settings(home: Path, board: FakeLinear, model: ScriptedModel, reposito
 @contextmanager
 def running_factory(folder: Path) -> Iterator[Factory]:
     """Everything, warm; all of it has ended when the block is left."""
-    with TimedLinear() as board, ScriptedModel(script()) as model:
+    board = TimedLinear()
+    with board, ScriptedModel(script()) as model:
         settings = write_settings(folder / "home", board, model, make_repository(folder / "shop"))
         command = [sys.executable, "-P", "-m", "deployments", "up", "--port", str(free_port())]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -391,6 +393,8 @@ def main() -> int:
     wanted = parser.parse_args()
     if wanted.tickets < 1:
         parser.error("--tickets has to be 1 or more")
+    if wanted.keep is not None and wanted.keep.exists():
+        parser.error(f"{str(wanted.keep)!r} is there already; name a new folder")
     if not SCHEMA.is_file():
         print(f"there is no fake Linear without its schema; put it at {str(SCHEMA)!r}", file=sys.stderr)
         return 2

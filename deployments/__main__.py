@@ -176,7 +176,7 @@ def resume(scope: Annotated[str, typer.Argument(help="What is paused; see `darkf
 
     with open_database(_settings()) as database:
         pauses = Pauses(database)
-        if not pauses.succeed(scope):
+        if not pauses.succeed(scope, by_hand=True):
             active = ", ".join(pauses.active()) or "nothing"
             raise ConfigError(f"{scope!r} is not paused (paused: {active})")
     _say(f"{scope} goes on")

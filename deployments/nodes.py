@@ -12,10 +12,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
+
+import httpx
 
 from deployments.definitions import (
     CONTROL,
@@ -44,10 +46,11 @@ from deployments.engine import (
 )
 from infra.claims import Claims
 from infra.database import Database, open_database
-from infra.errors import ConfigError, FactoryError, Unreachable
-from infra.fleet import Fleet, Node, pool_name
+from infra.errors import CapacityUnavailable, ConfigError, FactoryError, Unreachable
+from infra.fleet import Fleet, Node, NodeState, pool_name
 from infra.llm.local import process_started
 from infra.settings import Settings
+from infra.slots import sole
 
 if TYPE_CHECKING:
     from deployments.worker import Worker
@@ -156,44 +159,77 @@ def join(settings: Settings, name: str, slots: int, labels: Sequence[str], api_u
     os.environ.update(engine_environment(settings), PREFECT_API_URL=api_url, DARKFACTORY_NODE=name)
     settings = settings.model_copy(update={"node": name})
     settings.__dict__.pop("node_name", None)
-    with stopping_on_signals(), suppress(Stopped), open_database(settings) as database:
+    with stopping_on_signals(), suppress(Stopped), _only_one(settings, name), open_database(settings) as database:
         _be_a_node(settings, database, name, slots, labels, say)
     say(f"node {name!r} ended")
+
+
+@contextmanager
+def _only_one(settings: Settings, name: str) -> Iterator[None]:
+    """Be the only process of this home that is this node: two would work off one pool, and bury each other's runs."""
+    with ExitStack() as lock:
+        try:
+            lock.enter_context(sole(settings.root / "run" / "nodes" / name, f"node {name!r}"))
+        except CapacityUnavailable:
+            raise ConfigError(
+                f"node {name!r} runs on this machine already; end it to change slots or labels, or choose another --name"
+            ) from None
+        yield
 
 
 def _be_a_node(settings: Settings, database: Database, name: str, slots: int, labels: Sequence[str], say: Say) -> None:
     from deployments.worker import Worker  # imports Prefect, which reads its settings then
 
     fleet, claims = Fleet(database), Claims(database)
-    fleet.join(name, slots=slots, labels=labels, machine=settings.machine, provider=settings.provider, lease_seconds=NODE_LEASE_SECONDS)  # fmt: skip
-    asyncio.run(_set_up_node(settings, name, slots))
-    say(f"node {name!r} joined with {slots} slot(s), labels: {', '.join(labels) or 'none'}")
-    worker = Worker(settings, pool_name(name), slots + 1, on_ended=lambda run: _requeue_dead(claims, run))
+    _join_fleet(fleet, settings, name, 0, labels)  # the name is ours, and nothing is given to it yet
     try:
-        with worker:
-            _live(fleet, claims, settings, name, worker, say)
+        asyncio.run(_set_up_node(settings, name, slots))
+        with Worker(settings, pool_name(name), slots + 1, on_ended=lambda run: _requeue_dead(claims, run)) as worker:
+            try:
+                if worker.wait():
+                    _join_fleet(fleet, settings, name, slots, labels)
+                    say(f"node {name!r} joined with {slots} slot(s), labels: {', '.join(labels) or 'none'}")
+                _live(fleet, claims, settings, name, worker, say)
+            finally:
+                _tell(fleet, settings, name, "draining")  # nothing new is given to it while its runs end
     finally:
-        with suppress(FactoryError):
-            fleet.set_state(name, "left")
+        _tell(fleet, settings, name, "left")
+
+
+def _join_fleet(fleet: Fleet, settings: Settings, name: str, slots: int, labels: Sequence[str]) -> None:
+    fleet.join(
+        name, slots=slots, labels=labels, machine=settings.machine, provider=settings.provider,
+        lease_seconds=NODE_LEASE_SECONDS,
+    )  # fmt: skip
+
+
+def _tell(fleet: Fleet, settings: Settings, name: str, state: NodeState) -> None:
+    """Change our own state; when another machine has the name by now, or the database is away, it is not ours to change."""
+    with suppress(FactoryError):
+        if fleet.renew(name, settings.machine, NODE_LEASE_SECONDS) is not None:
+            fleet.set_state(name, state)
 
 
 async def _set_up_node(settings: Settings, name: str, slots: int) -> None:
     """The node's pool (one more than its slots, so that cleaning never waits for a ticket) and deployments."""
     from prefect.client.orchestration import get_client
 
-    async with get_client() as client:
-        await ensure_pool(client, pool_name(name), slots + 1)
-        for definition in node_table(name):
-            await apply(client, definition, str(empty_folder(settings)))
-        clean = await client.read_deployment_by_name(f"clean-node/{name}")
-        await client.create_flow_run_from_deployment(clean.id)
+    try:
+        async with get_client() as client:
+            await ensure_pool(client, pool_name(name), slots + 1)
+            for definition in node_table(name):
+                await apply(client, definition, str(empty_folder(settings)))
+            clean = await client.read_deployment_by_name(f"clean-node/{name}")
+            await client.create_flow_run_from_deployment(clean.id)
+    except httpx.HTTPError as error:
+        raise Unreachable(f"Prefect's server does not take node {name!r}: {error!r}; run the command again") from error
 
 
 def _requeue_dead(claims: Claims, flow_run: str) -> None:
     """The process of a run ended. A ticket it still holds goes to whoever has room, at once."""
-    for claim in claims.held():
-        if claim.flow_run == flow_run:
-            with suppress(FactoryError):
+    with suppress(FactoryError):  # the database is away: the lease ends, and the ticket goes out then
+        for claim in claims.held():
+            if claim.flow_run == flow_run:
                 claims.requeue(claim, f"its process on node {claim.node} died")
 
 

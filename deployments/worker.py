@@ -14,17 +14,29 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.abc
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import StateType
 from prefect.context import refresh_global_settings_context
 from prefect.flows import load_flow_from_flow_run
 from prefect.runner._flow_run_executor import FlowRunExecutionResult, FlowRunExecutorContext
 from prefect.runner._process_manager import ProcessHandle
 from prefect.settings import PREFECT_WORKER_QUERY_SECONDS, get_current_settings, temporary_settings
+from prefect.states import Crashed
 from prefect.utilities.processutils import sanitize_subprocess_env
 from prefect.workers.base import BaseWorker
 from prefect.workers.process import ProcessJobConfiguration, ProcessVariables, ProcessWorkerResult
@@ -39,6 +51,8 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
 POLL_SECONDS = 0.5
+AGAIN_SECONDS = 10.0
+"""Between two tries to reach a server that was away."""
 WARM_SECONDS = 120.0
 """Longest wait for the warm process: its imports take 3 s on an idle machine without bytecode."""
 END_SECONDS = 60.0
@@ -55,6 +69,11 @@ Started = Callable[[str, int, str], None]
 """Flow run id, process id, and when that process began (`infra.processes.identity`)."""
 Ended = Callable[[str], None]
 """Flow run id; its processes are gone."""
+Ready = Callable[[], None]
+"""The worker is warm and takes runs now."""
+
+_GAVE_UP = "Service exceeded error threshold"
+"""What Prefect's loops raise, as a RuntimeError, when the server did not answer several times in a row."""
 
 _log = logging.getLogger(__name__)
 
@@ -223,12 +242,14 @@ class NodeWorker(BaseWorker[ProcessJobConfiguration, ProcessVariables, ProcessWo
     job_configuration = ProcessJobConfiguration
     job_configuration_variables = ProcessVariables
 
-    def __init__(self, settings: Settings, pool: str, slots: int, on_started: Started, on_ended: Ended) -> None:
+    def __init__(
+        self, settings: Settings, pool: str, slots: int, on_started: Started, on_ended: Ended, on_ready: Ready
+    ) -> None:
         name = re.sub("[/%]", "-", f"{settings.node_name} {pool}")
         super().__init__(pool, name=name, prefetch_seconds=0, create_pool_if_not_found=False, limit=slots)
         self._spawner = Spawner(settings)
         self._executing = FlowRunExecutorContext()
-        self._on_started, self._on_ended = on_started, on_ended
+        self._on_started, self._on_ended, self._on_ready = on_started, on_ended, on_ready
 
     @classmethod
     def __dispatch_key__(cls) -> str:
@@ -242,6 +263,7 @@ class NodeWorker(BaseWorker[ProcessJobConfiguration, ProcessVariables, ProcessWo
             await parts.enter_async_context(self._executing)
             await super().__aenter__()
             self._parts = parts.pop_all()
+        self._on_ready()
         return self
 
     async def __aexit__(self, *exc_info: Any) -> None:
@@ -301,12 +323,52 @@ async def serve(
     stop: asyncio.Event,
     on_started: Started = lambda _run, _pid, _started: None,
     on_ended: Ended = lambda _run: None,
+    on_ready: Ready = lambda: None,
 ) -> None:
     """Run what the pool has, at most `slots` at a time, until `stop`; then end what runs. The callbacks may block.
 
-    Raises Unreachable, or what Prefect raises when its server refuses the worker.
+    A pool has one worker at a time. When Prefect's server is away for longer than its worker bears (about a minute), what
+    runs is ended, and the worker starts again as soon as the server is back. Raises Unreachable, or what Prefect raises
+    when its server refuses the worker.
     """
-    worker = NodeWorker(settings, pool, slots, on_started, on_ended)
+    while not stop.is_set():
+        try:
+            await _bury(pool, on_ended)
+            await _work(NodeWorker(settings, pool, slots, on_started, on_ended, on_ready), stop)
+        except (httpx.HTTPError, RuntimeError, ExceptionGroup) as error:
+            if not _is_away(error):
+                raise
+            _log.warning("pool=%s outcome=server-away reason=%r", pool, str(error))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(AGAIN_SECONDS):
+                    await stop.wait()
+
+
+def _is_away(error: BaseException) -> bool:
+    """Whether Prefect's server could not be reached, or had no database; what it refuses, it will refuse again."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_away(one) for one in error.exceptions)
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.is_server_error
+    return isinstance(error, httpx.TransportError) or _GAVE_UP in str(error)
+
+
+async def _bury(pool: str, on_ended: Ended) -> None:
+    """End what a worker of the pool that was killed had in hand; Prefect counts it as running until somebody says so."""
+    states = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
+    async with get_client() as client:
+        left = await client.read_flow_runs(
+            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
+            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=states)),
+        )
+        for run in left:
+            await asyncio.to_thread(processes.end_run, str(run.id))
+            await client.set_flow_run_state(run.id, Crashed(message="its worker was killed"), force=True)
+            await asyncio.to_thread(on_ended, str(run.id))
+
+
+async def _work(worker: NodeWorker, stop: asyncio.Event) -> None:
+    """Until `stop`, or until the worker ends by itself; raises what ended it."""
     with temporary_settings({PREFECT_WORKER_QUERY_SECONDS: POLL_SECONDS}):
         working = asyncio.create_task(worker.start(printer=_log.info))
     stopping = asyncio.create_task(stop.wait())
@@ -335,12 +397,20 @@ class Worker:
         self._callbacks = (on_started, on_ended)
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name=f"worker {pool}", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._known = threading.Event()
+        self._known, self._warm = threading.Event(), threading.Event()
 
     @property
     def alive(self) -> bool:
         """False when it ended by itself, which it never should."""
         return self._thread.is_alive()
+
+    def wait(self) -> bool:
+        """Return when it takes runs (True), or is not alive or warm after a while (False)."""
+        deadline = time.monotonic() + WARM_SECONDS
+        while self.alive and time.monotonic() < deadline:
+            if self._warm.wait(POLL_SECONDS):
+                return True
+        return False
 
     def __enter__(self) -> Worker:
         refresh_global_settings_context()  # the address of the server is known by now
@@ -357,7 +427,7 @@ class Worker:
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         self._known.set()
-        await serve(*self._arguments, self._stop, *self._callbacks)
+        await serve(*self._arguments, self._stop, *self._callbacks, self._warm.set)
 
 
 def main() -> None:

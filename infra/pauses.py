@@ -67,6 +67,8 @@ class Pauses:
             )
             row = session.get_one(PauseTable, scope, with_for_update=True)
             fresh = not _active(row, now)
+            if not fresh and row.probe == BY_HAND and not by_hand:
+                return False
             row.times += fresh
             row.since = now if fresh else row.since
             row.until, row.reason, row.lifted_at = until, redact(reason), None
@@ -109,13 +111,18 @@ class Pauses:
         with self._transaction() as session:
             session.execute(dropped)
 
-    def succeed(self, scope: str) -> bool:
-        """Something worked there: the pause ends and its history is forgotten. True when it was paused."""
+    def succeed(self, scope: str, *, by_hand: bool = False) -> bool:
+        """Something worked there: the pause ends and its history is forgotten. True when it was paused.
+
+        What a person paused ends only `by_hand`.
+        """
         with self._transaction() as session:
             row = session.get(PauseTable, scope, with_for_update=True)
             if row is None or (row.lifted_at is not None and row.times == 0):
                 return False
             was = _active(row, self._now(session))
+            if was and row.probe == BY_HAND and not by_hand:
+                return False
             row.lifted_at, row.times, row.probe = self._now(session), 0, None
             return was
 

@@ -7,22 +7,25 @@ process that dies before it leaves a lease that ends, and the ticket is queued a
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from datetime import datetime
 
-from infra.notify import notify
 from prefect import task
 
 from infra.claims import Claim
 from infra.errors import FencedOff, NeedsHuman, Stopped
 from infra.ledger import AttemptOutcome
+from infra.notify import notify
 from infra.pauses import DISPATCH
+from infra.redaction import redact
 from tasks import services
 from tasks.failures import Ending, Fault, classify, pause_until, retry_delay
 from tasks.holding import fence
 from tasks.models import FactoryError, Job, Outcome
 
 REMARK_CHARS = 500
+_log = logging.getLogger(__name__)
 _HOW_ON = "It is not tried again before the ticket changes, or somebody runs `darkfactory retry {}`."
 
 
@@ -66,23 +69,29 @@ def _give_back(job: Job, error: FactoryError, seconds: float) -> None:
     ended: AttemptOutcome = (
         "work_failed" if fault.burns else "cancelled" if isinstance(error, Stopped | NeedsHuman) else "infra_failed"
     )
-    services.ledger(job.ticket.board).end_attempt(
-        job.attempt_id, ended, failure_class=type(error).__name__, error=str(error)
-    )
+    with services.claims().fenced(job.claim):  # whoever took over may be at work on this very attempt
+        services.ledger(job.ticket.board).end_attempt(
+            job.attempt_id, ended, failure_class=type(error).__name__, error=str(error)
+        )
     if fault.scope != "ticket":
         _pause(job, error, fault, now)
     last = fault.kind == "config" or (fault.burns and job.final)
-    with fence(job):
-        _tell_ticket(job, error, fault, last)
+    try:
+        with fence(job):
+            _tell_ticket(job, error, fault, last)
+    except FencedOff:
+        raise
+    except FactoryError as silence:  # a board without our words for states must not make the ticket run for ever
+        _log.warning("ticket=%s outcome=not-told reason=%r", job.ticket.key, str(silence))
     _settle(job.claim, error, fault, last)
 
 
 def blame(job: Job, error: FactoryError, seconds: float, now: datetime) -> Fault:
-    """Whose fault an error was."""
+    """Whose fault an error was. A run that we ended ourselves is judged by why we did, not by the class of the error."""
     ending = Ending(
         seconds=seconds,
         text=str(error),
-        error=error,
+        error=None if isinstance(error, Stopped) else error,
         provider=error.service or job.provider,
         node=services.settings().node_name,
         killed=error.kind if isinstance(error, Stopped) else None,
@@ -111,10 +120,7 @@ def _tell_ticket(job: Job, error: FactoryError, fault: Fault, last: bool) -> Non
     board, key = services.board(job.ticket.board), job.ticket.key
     states = services.board_section(job.ticket.board).states
     if isinstance(error, NeedsHuman):
-        number = job.claim.token
-        board.comment(
-            key, f"A question before the work can go on; reply here:\n\n{error.question}", f"question-{number}"
-        )
+        board.comment(key, *_question(job.claim, error))
         board.move(key, states.parked)
         return
     if fault.burns or (last and job.dispatched):
@@ -125,12 +131,28 @@ def _tell_ticket(job: Job, error: FactoryError, fault: Fault, last: bool) -> Non
         board.move(key, states.parked if last and job.dispatched else job.ticket.state)
 
 
+def _question(claim: Claim, error: NeedsHuman) -> tuple[str, str]:
+    """The comment that asks, with its marker; or says that it is not asked any more (SM8)."""
+    asked = redact(error.question)
+    if _may_ask(claim):
+        return f"A question before the work can go on; reply here:\n\n{asked}", f"question-{claim.token}"
+    so_far = f"This ticket waited for {claim.continuations} answer(s) already (`dispatch.max_continuations`)"
+    end = f"Put the answer into the ticket. {_HOW_ON.format(claim.ticket)}"
+    return f"{so_far}, so this is not asked any more:\n\n{asked}\n\n{end}", f"unasked-{claim.token}"
+
+
+def _may_ask(claim: Claim) -> bool:
+    return claim.continuations < services.settings().dispatch.max_continuations
+
+
 def _settle(claim: Claim, error: FactoryError, fault: Fault, last: bool) -> None:
     claims = services.claims()
-    if isinstance(error, NeedsHuman):
-        claims.park(claim, "waits for a reply", question=error.question)
+    if isinstance(error, NeedsHuman) and _may_ask(claim):
+        claims.park(claim, "waits for a reply", question=redact(error.question), counter="continuations")
+    elif isinstance(error, NeedsHuman):
+        claims.park(claim, "asked too often")
     elif fault.kind == "cancelled":
-        claims.release(claim, fault.reason, moved=True)
+        claims.release(claim, str(error), moved=True)
     elif last:
         claims.park(claim, fault.reason, counter="failures" if fault.burns else None)
     elif fault.burns:

@@ -18,7 +18,7 @@ from infra.git import branch_name
 from infra.llm import Frozen
 from infra.notify import notify
 from infra.pauses import DISPATCH
-from infra.sections import AnyBoard
+from infra.sections import AnyBoard, FolderBoardSection
 from tasks import services
 from tasks.choosing import RunningTicket, batches, cycles, order, refusal, room
 from tasks.failures import Launch, should_pause
@@ -80,8 +80,9 @@ def _reconcile(only: tuple[str, str] | None) -> tuple[str, ...]:
             _tell(claim, "requeued", f"the lease of node {claim.node} ended")
     _abandon_dead_nodes()
     stopped: list[str] = []
-    for name in {claim.board for claim in claims.held()}:
-        if name in services.settings().all_boards and (only is None or only[0] == name):
+    open_boards = {name for name in services.settings().all_boards if f"board:{name}" not in services.pauses().active()}
+    for name in {claim.board for claim in claims.held()} & open_boards:
+        if only is None or only[0] == name:
             held = [c for c in claims.held(name) if only is None or c.ticket == only[1]]
             stopped += _stop_what_changed(name, held)
     return tuple(stopped)
@@ -136,33 +137,63 @@ async def resume_answered() -> tuple[str, ...]:
 
 
 def _resume_answered() -> tuple[str, ...]:
-    asked = [claim for claim in services.claims().in_state("parked") if claim.question]
-    resumed = []
-    for name in {claim.board for claim in asked} & set(services.settings().all_boards):
-        waiting = {claim.ticket: claim for claim in asked if claim.board == name}
-        try:
-            tickets = services.board(name).tickets_by_keys(sorted(waiting))
-        except FactoryError as error:
-            _log.warning("board=%s outcome=not-read reason=%r", name, str(error))
+    waiting = _waiting_for_a_person()
+    paused = services.pauses().active()
+    resumed: list[str] = []
+    for name in {claim.board for claim in waiting} & set(services.settings().all_boards):
+        mine = {claim.ticket: claim for claim in waiting if claim.board == name}
+        if f"board:{name}" in paused:
             continue
-        for ticket in tickets:
-            if answered(ticket, waiting[ticket.key], services.board_section(name)):
-                services.board(name).move(ticket.key, services.board_section(name).states.queue[0])
-                if services.claims().resume(waiting[ticket.key], "answered"):
-                    resumed.append(ticket.key)
+        try:
+            tickets = {ticket.key: ticket for ticket in services.board(name).tickets_by_keys(sorted(mine))}
+            for key, claim in mine.items():
+                resumed += [key] if _resume(claim, tickets.get(key)) else []
+        except FactoryError as error:
+            _board_failed(name, error)
     return tuple(resumed)
 
 
+def _waiting_for_a_person() -> list[Claim]:
+    """Claims with a question, and those of killed runs that may have asked one."""
+    claims = services.claims()
+    now = claims.now()
+    asked = [claim for claim in claims.in_state("parked") if claim.question]
+    queued = claims.in_state("retry-queued")
+    return asked + [c for c in queued if c.infra_faults and (c.due_at is None or c.due_at <= now)]
+
+
+def _resume(claim: Claim, ticket: Ticket | None) -> bool:
+    """Let one go on; nothing for a ticket that a person took out of our hands, or that still waits."""
+    section, claims = services.board_section(claim.board), services.claims()
+    if ticket is None or ticket.closed:
+        claims.forget(claim, "the ticket is closed" if ticket else "the ticket is gone")
+        return False
+    parked = ticket.state.casefold() == section.states.parked.casefold()
+    if claim.state == "retry-queued":  # killed between asking and parking: the question holds it on the board alone
+        if parked and any(c.marker == f"question-{claim.token - 1}" for c in ticket.comments):
+            services.board(claim.board).move(ticket.key, section.states.queue[0])
+        return False
+    ours = {state.casefold() for state in (*section.states.queue, section.states.working)}
+    if not (parked or ticket.state.casefold() in ours) or not answered(ticket, claim, section):
+        return False
+    services.board(claim.board).move(ticket.key, section.states.queue[0])
+    return claims.resume(claim, "answered")
+
+
 def answered(ticket: Ticket, claim: Claim, section: AnyBoard) -> bool:
-    """Whether a trusted person wrote on the ticket after the question was posted."""
-    trusted = {name.casefold() for name in (*section.trusted_authors, *section.allowed_authors)}
-    if not section.trusted_authors and ticket.author:
-        trusted.add(ticket.author.casefold())
+    """Whether a trusted person wrote on the ticket after the question was posted. On a folder board without names, anybody is.
+
+    It rests on the board's word for who wrote: whoever can write a folder board's files can pretend to be anybody.
+    """
+    names = section.trusted_authors or (*section.allowed_authors, *([ticket.author] if ticket.author else []))
+    trusted = {name.casefold() for name in names}
     posted = next((n for n, c in enumerate(ticket.comments) if c.marker == f"question-{claim.token}"), None)
     if posted is None:
         return False
-    replies = [c for c in ticket.comments[posted + 1 :] if c.marker is None]
-    return any(not trusted or reply.author.casefold() in trusted for reply in replies)
+    replies = [c for c in ticket.comments[posted + 1 :] if c.marker is None and c.body.strip()]
+    if not trusted:  # people who may write a folder's files are trusted; on a service, everybody may reply
+        return bool(replies) and isinstance(section, FolderBoardSection)
+    return any(reply.author.casefold() in trusted for reply in replies)
 
 
 @task(name="fetch", task_run_name="fetch")
@@ -194,6 +225,9 @@ def _fetch(only: tuple[str, str] | None) -> tuple[tuple[Waiting, ...], dict[str,
                 waiting[ticket.key] = found
             elif reason:
                 skipped[ticket.key] = reason
+    if only is None:
+        for delivery in services.deliveries().waiting():  # their events were lost; what they told was just read
+            services.deliveries().emitted(delivery.source, delivery.id)
     _report_cycles([t for t in tickets if t.blocked_by])
     return tuple(waiting[ticket.key] for ticket in order([w.ticket for w in waiting.values()])), skipped
 

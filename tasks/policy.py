@@ -69,11 +69,12 @@ def read_policy(mirror: Mirror, sha: str, detect: Detect) -> Policy:
 def unused_keys(mirror: Mirror, sha: str) -> tuple[str, ...]:
     """What WORKFLOW.md's front matter sets without any effect here, each with where it is set instead, where known.
 
-    At most 20, for a warning: the file is a stranger's.
+    At most 20 and without control characters, for a warning: the file is a stranger's.
     """
     front, _ = front_matter(_text(mirror, sha, "WORKFLOW.md"))
     named = islice(_unused(front), MAX_NAMED)
-    return tuple(f"{name:.60} ({reason})" if reason else f"{name:.60}" for name, reason in named)
+    shown = ((repr(name[:60])[1:-1], reason) for name, reason in named)
+    return tuple(f"{name} ({reason})" if reason else name for name, reason in shown)
 
 
 def _unused(front: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

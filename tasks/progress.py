@@ -54,8 +54,9 @@ def touch() -> None:
 
 
 def idle_seconds() -> float:
-    """How long nothing was reported in this process, without the silence that was announced."""
-    return max(0.0, time.monotonic() - max(_last, *_silences.values(), 0.0))
+    """How long nothing was reported in this process, without the silence that was announced. For any thread."""
+    announced = _silences.copy().values()  # at once: steps begin and end while a heartbeat asks
+    return max(0.0, time.monotonic() - max([_last, *announced]))
 
 
 Listener = Callable[[Progress], None]

@@ -33,7 +33,6 @@ from infra.settings import Settings
 from tasks import progress
 from tasks.models import Repository
 
-
 clock: Callable[[], datetime] | None = None
 """What leases, pauses and retries are measured with; None: the database's clock. Set where time is moved by hand."""
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from datetime import timedelta
+import secrets
+from contextlib import ExitStack
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
 
 from prefect import task
 from prefect.client.orchestration import PrefectClient, get_client
@@ -16,21 +20,23 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
 from infra import processes
-from infra.claims import Claim
+from infra.claims import HELD
+from infra.errors import CapacityUnavailable
 from infra.git import Mirror
 from infra.llm import Frozen
-from infra.slots import is_held
+from infra.slots import sole
 from tasks import services
 from tasks.launching import ONE, SEVERAL
 
 KEPT_DELIVERIES = timedelta(days=14)
-GRACE_SECONDS = 90.0
-"""A run may be this much older than its claim says before it counts as nobody's."""
-
-_log = logging.getLogger(__name__)
+GRACE = timedelta(seconds=90)
+"""A run may be this old before its claim has to be there, and may go on for this long after its lease has ended: it says
+how it ended before it is over."""
 
 
 class Swept(Frozen):
@@ -55,14 +61,16 @@ def _requeue_lost() -> tuple[str, ...]:
     oldest = now - timedelta(seconds=max(dispatch.sweep_seconds, dispatch.stall_seconds))
     for claim in claims.held():
         if claim.state == "running" and claim.progress_at is not None and claim.progress_at < oldest:
-            claims.ask_stop(claim, "stalled: swept by the janitor")
-            lost += [claim] if claim.stop and claims.requeue(claim, "stuck, and it did not stop") else []
+            if claim.stop is None:
+                claims.ask_stop(claim, "stalled: swept by the janitor")
+            elif claims.requeue(claim, "stuck, and it did not stop"):
+                lost.append(claim)
     return tuple(claim.ticket for claim in lost)
 
 
 @task(name="end zombie runs", task_run_name="end zombie runs")
 async def end_zombie_runs() -> int:
-    """Mark the runs that Prefect calls running, but whose claim went on without them, as crashed: a pool counts them as busy."""
+    """Mark the runs that Prefect calls unfinished, but whose claim went on without them, as crashed: a pool counts them as busy."""
     held = {claim.flow_run for claim in await asyncio.to_thread(services.claims().held)}
     count = 0
     async with get_client() as client:
@@ -74,58 +82,86 @@ async def end_zombie_runs() -> int:
 
 
 async def _unfinished(client: PrefectClient) -> list[FlowRun]:
-    states = [StateType.RUNNING, StateType.CANCELLING]
+    states = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
     return await client.read_flow_runs(
         flow_filter=FlowFilter(name=FlowFilterName(any_=[ONE, SEVERAL])),
         flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states))),
+        sort=FlowRunSort.EXPECTED_START_TIME_ASC,
         limit=200,
     )
 
 
 async def _is_a_zombie(run: FlowRun) -> bool:
-    """Started long ago, launched by a dispatcher (it has a token), and its claim has another token or is over."""
-    if run.start_time is None or run.parent_task_run_id is not None:
-        return False
+    """Begun long ago, launched by a dispatcher (it has a token), and its claims have other tokens or are over."""
     given = run.parameters.get("tickets") or [run.parameters]
-    if any(each.get("token") is None for each in given):
+    if run.parent_task_run_id is not None or any(each.get("token") is None for each in given):
         return False
     now = await asyncio.to_thread(services.claims().now)
-    if (now - run.start_time).total_seconds() < GRACE_SECONDS:
+    begun = run.start_time or run.expected_start_time
+    if begun is None or now - begun < GRACE:
         return False
-    claims = [await asyncio.to_thread(_claim_of, each) for each in given]
-    return not any(claim is not None and claim.token == each["token"] and claim.state in ("claimed", "running")
-                   for claim, each in zip(claims, given, strict=True))  # fmt: skip
+    return not any([await asyncio.to_thread(_goes_on, each, now) for each in given])
 
 
-def _claim_of(given: dict[str, str]) -> Claim | None:
-    return services.claims().find(given.get("board", "folder"), given["ticket"])
+def _goes_on(given: dict[str, Any], now: datetime) -> bool:
+    """Whether a run that was given this ticket may still be at work on it, or about to end."""
+    claim = services.claims().find(given.get("board", "folder"), given["ticket"])
+    if claim is None or claim.token != given["token"]:
+        return False
+    return claim.state in HELD or now - claim.lease_until < GRACE
 
 
 @task(name="clean this machine", task_run_name="clean this machine")
 async def clean_machine() -> tuple[int, int]:
     """End processes of runs that are over, and remove the worktrees of tickets nobody works on here. Returns both counts."""
-    return await asyncio.to_thread(_end_strays), await asyncio.to_thread(_remove_worktrees)
+    return await _end_strays(), await asyncio.to_thread(_remove_worktrees)
 
 
-def _end_strays() -> int:
-    """Processes that carry the mark of a run which no claim of this machine holds."""
-    held = {claim.flow_run for claim in services.claims().held()}
+async def _end_strays() -> int:
+    """End the processes of runs that no claim holds and no worker looks after, or whose tickets went on without them.
+
+    Only runs that our Prefect server knows: another factory of this machine has its own janitor.
+    """
+    marked, abandoned = processes.marked_runs(), processes.abandoned_runs()
+    held = {claim.flow_run for claim in await asyncio.to_thread(services.claims().held)}
     ended = 0
-    for run, pids in processes.marked_runs().items():
-        if run not in held:
-            ended += sum(processes.end_tree(pid, started) for pid in pids if (started := processes.identity(pid)))
+    async with get_client() as client:
+        for mark, pids in marked.items():
+            run = await _known(client, mark) if mark not in held else None
+            if run is not None and (mark in abandoned or await _is_a_zombie(run)):
+                ended += len(pids) if await asyncio.to_thread(processes.end_run, mark) else 0
     return ended
 
 
+async def _known(client: PrefectClient, mark: str) -> FlowRun | None:
+    try:
+        return await client.read_flow_run(UUID(mark))
+    except (ObjectNotFound, ValueError):
+        return None
+
+
 def _remove_worktrees() -> int:
-    """Checkouts of tickets that no process of this machine works on (RC6)."""
+    """Remove the checkouts of tickets that no process of this machine works on (RC6)."""
     home, root = services.settings().root, services.worktrees()
-    locks = home / "run" / "tickets"
-    busy = {lock.name.partition("--")[2] for lock in locks.iterdir() if is_held(lock)} if locks.is_dir() else set()
-    gone: list[str] = []
+    lost = home / "run" / "lost-worktrees"
+    taken = [folder for folder in root.iterdir() if _take_away(folder, lost)] if root.is_dir() else []
     for mirror in sorted((home / "repos").glob("*.git")):
-        gone += Mirror(mirror).sweep(root, busy)
-    return len(gone)
+        Mirror(mirror).sweep(lost, set())
+    return len(taken)
+
+
+def _take_away(folder: Path, lost: Path) -> bool:
+    """Move a ticket's checkouts away, at once, while nobody can begin to work on it. False when somebody does."""
+    locks = services.settings().root / "run" / "tickets"
+    with ExitStack() as stack:
+        try:
+            for lock in sorted(locks.glob(f"*--{folder.name}")):
+                stack.enter_context(sole(lock, f"ticket {folder.name!r}"))
+        except CapacityUnavailable:
+            return False
+        lost.mkdir(parents=True, exist_ok=True)
+        folder.rename(lost / f"{folder.name}.{secrets.token_hex(4)}")
+    return True
 
 
 @task(name="forget old deliveries", task_run_name="forget old deliveries")

@@ -1,108 +1,454 @@
-"""`darkfactory up` for real: server, work pool, limits, deployments and a worker that runs what it is given."""
+"""Nodes for real: `darkfactory up`, `node join`, drain and leave as processes, and what they do when others are away."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import uuid4
 
 import httpx
 import pytest
 
-from deployments.definitions import DEPLOYMENTS
-from deployments.engine import ServerRecord, free_port, read_record
+from deployments import nodes
+from deployments.engine import free_port, read_record
+from infra.boards import Ticket
+from infra.claims import Claim, Claims
+from infra.database import Database
+from infra.errors import ConfigError, Unreachable
+from infra.fleet import Fleet, Node
+from infra.postgres import database_urls, ensure_postgres, stop_postgres
+from infra.settings import Settings
+from infra.slots import sole
 
 ROOT = Path(__file__).parents[2]
-FLOW = """
-from prefect import flow
-
-@flow(name="greet")
-async def greet(name: str) -> None:
-    print("hello", name)
-"""
-APPLY = """
-import asyncio, sys
-from prefect.client.orchestration import get_client
-from prefect.deployments import run_deployment
-from deployments.definitions import Definition, apply
-
-async def main():
-    async with get_client() as client:
-        await apply(client, Definition("greet", "greeting.greet", "node", None, (), ""), sys.argv[1])
-    run = await run_deployment("greet/greet", parameters={"name": "you"}, timeout=90, poll_interval=0.5)
-    print(run.state.type.value)
-
-asyncio.run(main())
-"""
+FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
-def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+def wait_until(condition: Callable[[], Any], seconds: float) -> Any:
     deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return condition()
+    while not (found := condition()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
 
 
-def worker_of(home: Path) -> ServerRecord | None:
-    record = read_record(home)
-    return record if record and len(record.children) == 2 else None
+class Home:
+    """A home with the command line as processes, and the ledger as it is seen from outside."""
+
+    def __init__(self, folder: Path, database_url: str) -> None:
+        self.folder, self.settings = folder, Settings(home=folder, database_url=database_url)
+        self.database = Database(database_url.replace("postgresql://", "postgresql+psycopg://"))
+        self.fleet, self.claims = Fleet(self.database), Claims(self.database)
+        kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+        own = {"HOME": str(folder), "DARKFACTORY_HOME": str(folder), "DARKFACTORY_DATABASE_URL": database_url}
+        self.environment = {
+            **kept,
+            **own,
+            "PYTHONPATH": str(ROOT),
+            "DARKFACTORY_WEBHOOKS": f'{{"port": {free_port()}}}',
+        }
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-P", "-m", "deployments", *arguments]
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        """Exit code and stderr of a command."""
+        done = subprocess.run(
+            self.command(*arguments), env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=90, check=False
+        )  # fmt: skip
+        return done.returncode, done.stderr
+
+    @contextmanager
+    def started(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A command that goes on; it gets Ctrl-C at the end unless it ended before."""
+        with (self.folder / "command.log").open("ab") as log:
+            process = subprocess.Popen(self.command(*arguments), env=self.environment, cwd=self.folder, stderr=log)
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(90)
+
+    def log(self) -> str:
+        return (self.folder / "command.log").read_text()
+
+    def node(self, name: str) -> Node:
+        return next(node for node in self.fleet.nodes() if node.name == name)
+
+    def is_there(self, name: str) -> bool:
+        return any(node.name == name and node.alive and node.state == "active" for node in self.fleet.nodes())
+
+    def claim(self, key: str, node: str, flow_run: str | None = None) -> Claim:
+        """A ticket in the hands of a node; with `flow_run` its run has begun."""
+        ticket = Ticket(board="folder", key=key, title=key, body="", state="todo")
+        claim = self.claims.claim(
+            ticket, holder="test", machine="test", repository="shop", lease_seconds=600, choose_node=lambda _: node
+        )
+        assert claim
+        if flow_run is None:
+            return claim
+        return self.claims.start("folder", key, claim.token, flow_run=flow_run, machine="test")
+
+    def state_of(self, key: str) -> str:
+        claim = self.claims.find("folder", key)
+        assert claim
+        return claim.state
 
 
 @pytest.fixture
-def environment(tmp_path: Path, database_url: str) -> dict[str, str]:
-    (tmp_path / "greeting.py").write_text(FLOW)
-    kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
-    own = {"HOME": str(tmp_path), "DARKFACTORY_HOME": str(tmp_path), "DARKFACTORY_DATABASE_URL": database_url}
-    return {**kept, **own, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+def home(tmp_path: Path, database_url: str) -> Iterator[Home]:
+    made = Home(tmp_path, database_url)
+    with made.database:
+        yield made
 
 
 @pytest.fixture
-def up(tmp_path: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-P", "-m", "deployments", "up", "--port", str(free_port())]
-    with (tmp_path / "up.log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=log)
-    try:
-        assert wait_until(lambda: worker_of(tmp_path) is not None or process.poll() is not None, 150)
-        assert process.poll() is None, (tmp_path / "up.log").read_text()
-        yield process
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(60)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "HEARTBEAT_SECONDS", 0.05)
+
+
+# --- up
 
 
 @pytest.mark.integration
-def test_a_node_runs_deployments_and_leaves_nothing_behind(
-    tmp_path: Path, environment: dict[str, str], up: subprocess.Popen[bytes]
-) -> None:
-    record = worker_of(tmp_path)
-    assert record
-    api = httpx.Client(base_url=record.api_url, timeout=20)
-    with api:
-        assert api.get("/work_pools/node").json()["concurrency_limit"] == 2
-        known = {deployment["name"] for deployment in api.post("/deployments/filter", json={}).json()}
-        assert known == {definition.name for definition in DEPLOYMENTS}
-        limits = api.post("/v2/concurrency_limits/filter", json={}).json()
-        assert {"node": 2}.items() <= {limit["name"]: limit["limit"] for limit in limits}.items()
-    assert httpx.get(record.ui_url, timeout=20, follow_redirects=True).status_code == 200
-
-    again = [sys.executable, "-P", "-m", "deployments", "up"]
-    second = subprocess.run(
-        again, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert (second.returncode, "already up at" in second.stderr) == (2, True)
-
-    talking = {**environment, "PREFECT_API_URL": record.api_url, "PREFECT_HOME": str(tmp_path / "prefect")}
-    empty = str(tmp_path / "prefect" / "empty")
-    run = subprocess.run(
-        [sys.executable, "-P", "-c", APPLY, empty], env=talking, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
-    )  # fmt: skip
-    assert run.stdout.split()[-1:] == ["COMPLETED"], run.stderr
-
-    up.send_signal(signal.SIGTERM)
-    assert up.wait(60) == 0
+@pytest.mark.timeout(300)
+def test_up_runs_server_dispatcher_gateway_and_a_node_and_leaves_nothing_behind(home: Home) -> None:
+    """And a second `up` of the same home is refused."""
+    with home.started("up", "--port", str(free_port())) as up:
+        name = home.settings.node_name
+        assert wait_until(lambda: home.is_there(name) or up.poll() is not None, 200)
+        assert up.poll() is None, home.log()
+        assert wait_until(lambda: len(children := read_record(home.folder).children) == 4 and children, 30)  # type: ignore[union-attr]
+        record = read_record(home.folder)
+        assert record
+        with httpx.Client(base_url=record.api_url, timeout=30) as api:
+            assert api.get("/work_pools/control").json()["concurrency_limit"] == 4
+            assert api.get(f"/work_pools/node-{name}").json()["concurrency_limit"] == home.settings.model_slots + 1
+            names = {deployment["name"] for deployment in api.post("/deployments/filter", json={}).json()}
+            assert names == {"dispatch", "janitor", name}
+            assert [each["name"] for each in api.post("/automations/filter", json={}).json()] == ["dispatch on webhook"]
+            assert wait_until(lambda: {"clean-node", "dispatch-tickets"} <= completed(api), 120), home.log()
+        assert httpx.get(record.ui_url, timeout=20, follow_redirects=True).status_code == 200
+        code, said = home.run("up")
+        assert (code, "already up at" in said) == (2, True)
+        up.send_signal(signal.SIGTERM)
+        assert up.wait(90) == 0
     assert not [child for child in record.children if child.alive]
-    assert read_record(tmp_path) is None
+    assert read_record(home.folder) is None
+    assert home.node(name).state == "left"
+
+
+def completed(api: httpx.Client) -> set[str]:
+    """The flows of which a run got to its end."""
+    runs = api.post("/flow_runs/filter", json={"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}).json()
+    flows = api.post("/flows/filter", json={"flows": {"id": {"any_": [run["flow_id"] for run in runs]}}}).json()
+    return {flow["name"] for flow in flows}
+
+
+# --- join, drain, leave
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(300)
+def test_a_node_buries_what_its_killed_self_left_comes_back_with_other_slots_and_drains(
+    home: Home, prefect_url: str, node_name: str
+) -> None:
+    """I10, RC8: what Prefect still called running is over, its ticket goes out again at once; a drain ends with the last ticket."""
+    join = ("node", "join", "--name", node_name, "--api", f"{prefect_url}/")
+    with httpx.Client(base_url=prefect_url, timeout=30) as api:
+        with home.started(*join, "--slots", "1") as first:
+            assert wait_until(lambda: home.is_there(node_name) or first.poll() is not None, 90), home.log()
+            assert wait_until(lambda: runs(api, node_name, "COMPLETED"), 60), home.log()
+            os.kill(first.pid, signal.SIGKILL)
+        left = running_run(api, node_name)
+        home.claim("t-1", node_name, left)
+        with home.started(*join, "--slots", "3", "--labels", "GPU, xcode") as second:
+            assert wait_until(lambda: state(api, left) == "CRASHED" or second.poll() is not None, 90), home.log()
+            assert home.state_of("t-1") == "retry-queued"
+            assert (home.node(node_name).slots, home.node(node_name).labels) == (3, ("gpu", "xcode"))
+            assert api.get(f"/work_pools/node-{node_name}").json()["concurrency_limit"] == 4
+            claim = home.claim("t-2", node_name, "somebody's")
+            assert home.run("node", "drain", node_name)[0] == 0
+            time.sleep(2 * nodes.HEARTBEAT_SECONDS)
+            assert (second.poll(), home.node(node_name).state) == (None, "draining")
+            home.claims.release(claim, "done", moved=True)
+            assert wait_until(lambda: second.poll() is not None, 60)
+            assert (second.returncode, home.node(node_name).state) == (0, "left"), home.log()
+
+
+@pytest.fixture
+def node_name() -> str:
+    """One per test: the Prefect server is shared."""
+    return f"n-{uuid4().hex[:8]}"
+
+
+def runs(api: httpx.Client, node: str, *states: str) -> list[dict[str, Any]]:
+    asked = {"work_pools": {"name": {"any_": [f"node-{node}"]}}, "flow_runs": {"state": {"type": {"any_": states}}}}
+    return list(api.post("/flow_runs/filter", json=asked).json())
+
+
+def running_run(api: httpx.Client, node: str) -> str:
+    """A run of the node that Prefect calls running, and that no process works on."""
+    deployment = api.get(f"/deployments/name/work-ticket/{node}").json()["id"]
+    given = {"parameters": {"ticket": "t-1", "repository": "shop", "board": "folder", "token": 1}}
+    run = str(api.post(f"/deployments/{deployment}/create_flow_run", json=given).json()["id"])
+    api.post(f"/flow_runs/{run}/set_state", json={"state": {"type": "RUNNING"}, "force": True})
+    assert state(api, run) == "RUNNING"
+    return run
+
+
+def state(api: httpx.Client, run: str) -> str:
+    return str(api.get(f"/flow_runs/{run}").json()["state_type"])
+
+
+@pytest.mark.integration
+def test_a_name_that_lives_on_this_or_another_machine_is_refused(home: Home, prefect_url: str) -> None:
+    """And whoever is refused leaves the other one alone."""
+    home.fleet.join("mini", slots=1, labels=(), machine="elsewhere", provider="p", lease_seconds=60)
+    code, said = home.run("node", "join", "--name", "mini", "--api", prefect_url)
+    assert (code, "alive on another machine" in said) == (2, True), said
+    with sole(home.folder / "run" / "nodes" / "mega", "node"):
+        code, said = home.run("node", "join", "--name", "mega", "--api", prefect_url)
+    assert (code, "runs on this machine already" in said) == (2, True), said
+    assert [(node.name, node.state) for node in home.fleet.nodes()] == [("mini", "active")]
+
+
+@pytest.mark.parametrize("api", ["http://127.0.0.1:9/api", "127.0.0.1:9/api", "not an address", "http://[::1/api"])
+def test_an_address_where_no_prefect_server_answers_is_named(tmp_path: Path, api: str) -> None:
+    with pytest.raises(Unreachable, match="correct --api"):
+        nodes.join(Settings(home=tmp_path), "mini", 1, (), api, print)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "-x", "x" * 64, "a b"])
+def test_a_name_that_cannot_name_a_pool_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="not usable as a node's name"):
+        nodes.join(Settings(home=tmp_path), name, 1, (), "http://127.0.0.1:9/api", print)
+
+
+def test_a_node_that_lost_its_name_to_another_machine_ends_and_leaves_that_one_alone(home: Home, quick: None) -> None:
+    home.fleet.join("mini", slots=1, labels=(), machine="elsewhere", provider="p", lease_seconds=60)
+    with pytest.raises(ConfigError, match="another machine joined"):
+        nodes._live(home.fleet, home.claims, home.settings, "mini", ALIVE, print)
+    nodes._tell(home.fleet, home.settings, "mini", "left")
+    assert home.node("mini").state == "active"
+
+
+def test_leaving_waits_for_what_runs_and_gives_back_what_has_not_begun(home: Home, quick: None) -> None:
+    """I10: a node that left holds nothing."""
+    home.fleet.join("mini", slots=2, labels=(), machine="m", provider="p", lease_seconds=600)
+    running, _ = home.claim("t-1", "mini", "run"), home.claim("t-2", "mini")
+    leaving = threading.Thread(target=nodes.leave, args=(home.settings, "mini", print))
+    leaving.start()
+    assert wait_until(lambda: home.node("mini").state == "draining", 10)
+    leaving.join(0.3)
+    assert (leaving.is_alive(), home.node("mini").state) == (True, "draining")
+    home.claims.release(running, "done", moved=True)
+    leaving.join(20)
+    assert not leaving.is_alive()
+    assert (home.state_of("t-1"), home.state_of("t-2"), home.node("mini").state) == ("released", "retry-queued", "left")
+
+
+def test_leaving_does_not_wait_for_a_node_that_is_gone(home: Home, quick: None) -> None:
+    home.fleet.join("mini", slots=2, labels=(), machine="m", provider="p", lease_seconds=-1)
+    home.claim("t-1", "mini", "run")
+    nodes.leave(home.settings, "mini", print)
+    assert (home.state_of("t-1"), home.node("mini").state) == ("retry-queued", "left")
+
+
+def test_an_unknown_node_is_answered_with_the_known_ones(home: Home) -> None:
+    home.fleet.join("mini", slots=1, labels=(), machine="m", provider="p", lease_seconds=60)
+    for act in (lambda: nodes.drain(home.settings, "mni"), lambda: nodes.leave(home.settings, "mni", print)):
+        with pytest.raises(ConfigError, match="known: mini"):
+            act()
+
+
+# --- when others are away
+
+
+class _Alive(NamedTuple):
+    """In place of a worker, of which the heartbeat asks nothing else."""
+
+    alive: bool = True
+
+
+ALIVE: Any = _Alive()
+
+
+@pytest.mark.integration
+def test_a_heartbeat_survives_a_database_that_is_away(tmp_path_factory: pytest.TempPathFactory, quick: None) -> None:
+    folder = Path(tmp_path_factory.mktemp("away"))
+    with own_postgres() as base:
+        url = database_urls(ensure_postgres(base)).ledger
+        with Database(url) as database:
+            database.migrate()
+            fleet, claims = Fleet(database), Claims(database)
+            settings = Settings(home=folder)
+            fleet.join("mini", slots=1, labels=(), machine=settings.machine, provider="p", lease_seconds=60)
+            living = threading.Thread(target=nodes._live, args=(fleet, claims, settings, "mini", ALIVE, print))
+            living.start()
+            stop_postgres(base)
+            with pytest.raises(Unreachable):
+                fleet.nodes()
+            nodes._requeue_dead(claims, "a run that ended meanwhile")
+            time.sleep(0.5)
+            ensure_postgres(base)
+            before = fleet.nodes()[0].lease_until
+            assert wait_until(lambda: fleet.nodes()[0].lease_until > before, 20)
+            fleet.set_state("mini", "left")
+            living.join(20)
+            assert not living.is_alive()
+
+
+@contextmanager
+def own_postgres() -> Iterator[Path]:
+    """A home for a server that may be stopped. Not below pytest's folder: its account has to pass through."""
+    import shutil
+    import tempfile
+
+    base = Path(tempfile.mkdtemp(prefix="darkfactory-tests-"))
+    try:
+        yield base
+    finally:
+        stop_postgres(base)
+        shutil.rmtree(base)
+
+
+class Door:
+    """A port in front of the Prefect server that can be closed: then nothing answers, as when it is started anew."""
+
+    def __init__(self, server: str) -> None:
+        self._target = httpx.URL(server)
+        self.port, self._open, self._ended = free_port(), threading.Event(), threading.Event()
+        self._wires: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self.open()
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/api"
+
+    def open(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self._listener.settimeout(0.1)
+        self._open.set()
+
+    def close(self) -> None:
+        self._open.clear()
+        self._listener.close()
+        for wire in self._wires:
+            with suppress(OSError):
+                wire.shutdown(socket.SHUT_RDWR)
+            wire.close()
+        self._wires.clear()
+
+    def end(self) -> None:
+        self._ended.set()
+        self._thread.join(10)
+        self.close()
+
+    def _serve(self) -> None:
+        while not self._ended.is_set():
+            if not self._open.wait(0.1):
+                continue
+            with suppress(OSError):
+                inside, _ = self._listener.accept()
+                outside = socket.create_connection((self._target.host, self._target.port or 80))
+                self._wires += [inside, outside]
+                for one, other in ((inside, outside), (outside, inside)):
+                    threading.Thread(target=_pump, args=(one, other), daemon=True).start()
+
+
+def _pump(one: socket.socket, other: socket.socket) -> None:
+    with suppress(OSError):
+        while data := one.recv(65_536):
+            other.sendall(data)
+        other.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def door(prefect_url: str) -> Iterator[Door]:
+    made = Door(prefect_url)
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(300)
+def test_a_worker_waits_for_a_prefect_server_that_is_away_and_goes_on(
+    home: Home, door: Door, prefect_url: str, node_name: str
+) -> None:
+    """A restart of the server, or of its database, does not cost a factory its nodes."""
+    with (
+        httpx.Client(base_url=prefect_url, timeout=30) as api,
+        home.started("node", "join", "--name", node_name, "--slots", "1", "--api", door.url) as node,
+    ):
+        assert wait_until(lambda: runs(api, node_name, "COMPLETED") or node.poll() is not None, 120), home.log()
+        door.close()
+        assert wait_until(lambda: "server-away" in home.log() or node.poll() is not None, 120), home.log()
+        assert node.poll() is None, home.log()
+        door.open()
+        before = len(runs(api, node_name, "COMPLETED"))
+        deployment = api.get(f"/deployments/name/clean-node/{node_name}").json()["id"]
+        api.post(f"/deployments/{deployment}/create_flow_run", json={})
+        assert wait_until(lambda: len(runs(api, node_name, "COMPLETED")) > before, 90), home.log()
+
+
+# --- which node a ticket goes to
+
+
+@pytest.fixture
+def choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[str | None, str | None]]]:
+    """Where a ticket of a repository goes, and why nowhere, with these nodes and pauses."""
+    from tasks import services
+    from tasks.dispatching import Slots, Waiting
+
+    monkeypatch.setenv("DARKFACTORY_HOME", str(tmp_path))
+    monkeypatch.setenv("DARKFACTORY_REPOSITORIES", '{"app": {"path": "/app", "node_labels": ["MacOS"]}, "shop": {"path": "/shop"}}')  # fmt: skip
+    services.close()
+
+    def choice(repository: str, there: Sequence[Node], paused: Sequence[str] = ()) -> tuple[str | None, str | None]:
+        slots = Slots((), there, paused)
+        waiting = Waiting(
+            ticket=Ticket(board="folder", key="t-1", title="t", body="", state="todo"), repository=repository
+        )
+        return slots.node_for(waiting, ()), slots.why_not(waiting)
+
+    yield choice
+    services.close()
+
+
+def a_node(name: str, *labels: str, slots: int = 1, provider: str = "openai", alive: bool = True) -> Node:
+    now = datetime.now(UTC)
+    return Node(name=name, slots=slots, labels=labels, state="active", machine="m", provider=provider, alive=alive,
+                lease_until=now + timedelta(minutes=1), joined_at=now)  # fmt: skip
+
+
+def test_a_node_whose_provider_is_paused_gets_nothing_and_others_do(choose: Any) -> None:
+    """RB8: while one provider backs off, its work goes to nodes with another one."""
+    there = [a_node("big", slots=9, provider="openai"), a_node("small", provider="embedded@small")]
+    assert choose("shop", there) == ("big", None)
+    assert choose("shop", there, ["provider:openai"]) == ("small", None)
+    assert choose("shop", there, ["node:small", "provider:openai"])[0] is None
+    assert "provider:openai" in choose("shop", there, ["node:small", "provider:openai"])[1]
+
+
+def test_a_repository_waits_for_a_node_with_its_labels_and_the_reason_says_so(choose: Any) -> None:
+    """I10: whatever the labels' case, and however many other slots are free."""
+    linux, mac = a_node("linux", "gpu", slots=9), a_node("mac", "macos", "xcode")
+    assert choose("app", [linux, mac]) == ("mac", None)
+    node, reason = choose("app", [linux])
+    assert (node, "MacOS" in reason) == (None, True), reason
+    assert choose("app", [linux, a_node("mac", "macos", alive=False)])[0] is None
+    assert choose("shop", [a_node("full", slots=0)]) == (None, "no slots")

@@ -43,7 +43,7 @@ from infra.processes import descendants, marked_runs  # noqa: E402
 from tests.faults.exactly_once import hurry  # noqa: E402
 from tests.shop import ACCEPT, ARCHITECT, RIGHT, fingerprint, git, make_repository, script, write_ticket  # noqa: E402
 
-LEASE_SECONDS = 15
+LEASE_SECONDS = 30
 TICK_SECONDS = 10
 READY_SECONDS = 180.0
 TICKET_SECONDS = 90.0
@@ -427,6 +427,7 @@ def main() -> int:
     parser.add_argument("--again", type=int, default=2, help="tickets after the fault, when node b is back")
     parser.add_argument("--slow-seconds", type=float, default=6.0, help="of the model's three longest answers")
     parser.add_argument("--json", action="store_true")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing stays then, either
     given = vars(parser.parse_args())
     as_json = given.pop("json")
     seen = go(Wanted(**given), lambda text: print(text, file=sys.stderr, flush=True))

@@ -223,6 +223,28 @@ def test_paths_and_read_show_regular_files_only(source: Path, tmp_path: Path) ->
         assert mirror.read(sha, missing) is None
 
 
+def test_many_files_are_read_at_once_and_byte_for_byte(source: Path, tmp_path: Path) -> None:
+    """What a line-wise reader would stumble over: no last line end, empty, binary, odd names; and what is no file."""
+    files = {
+        "a b": b"",
+        "blob 5\n": b"x",
+        "last": b"no end",
+        "bin": bytes(range(256)) * 40,
+        "same": b"x",
+        "crlf": b"\r\n\n",
+    }
+    for name, content in files.items():
+        (source / name).write_bytes(content)
+    (source / "link").symlink_to("last")
+    sha = commit_all(source)
+    mirror = Mirror.open(tmp_path / "m", "x", str(source))
+    asked = ["same", "nothing", *files, "link", "src", "src/lib.py"]
+    found = mirror.read_all(sha, asked)
+    assert found == {**files, "src/lib.py": b"x = 1\ny = 2\nz = 3\n"}
+    assert list(found)[:2] == ["same", "a b"]
+    assert mirror.read_all(sha, ["nothing"]) == mirror.read_all(sha, []) == {}
+
+
 def test_changed_counts_lines_and_finds_renames(source: Path, tmp_path: Path, sha: str, mirror: Mirror) -> None:
     (source / "app.py").rename(source / "main.py")
     (source / "src/lib.py").write_text("x = 1\ny = 3\nz = 3\n")

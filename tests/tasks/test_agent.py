@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from infra.errors import AuthFailed, ConfigError
+from infra.errors import AuthFailed, ConfigError, NeedsHuman
 from infra.git import Mirror, Worktree
 from infra.llm import Frozen, ToolCall
 from infra.llm.openai_api import OpenAIClient
@@ -341,3 +341,27 @@ def test_truncation_keeps_the_beginning_and_the_end() -> None:
         == "a" * 10 + "\n[... 80 characters left out; ask for less at a time ...]\n" + "b" * 10
     )
     assert truncate("\n".join("abcdef"), 100, 2) == "a\n[... 4 lines left out; ask for less at a time ...]\nf"
+
+
+async def test_a_question_for_a_person_ends_the_work(worktree: Worktree) -> None:
+    """RC7: nothing that comes after it is carried out; the prompt calls it the last resort."""
+    asked = calls(("ask_human", {"question": "  Cents or euros? "}), ("write_file", {"path": "a.py", "content": "x"}))
+    with ScriptedModel([on("the ticket", asked)]) as server:
+        model = OpenAIClient("scripted", server.openai_url, context_tokens=128_000)
+        with pytest.raises(NeedsHuman) as raised:
+            await run_agent(model, "You mend code.", "the ticket", toolbox(worktree), AgentLimits(), lambda _: None)
+    assert raised.value.question == "Cents or euros?"
+    assert worktree.read("a.py") is None
+    assert "ask_human is the last resort" in server.requests[0].body["messages"][0]["content"]
+
+
+@pytest.mark.parametrize("question", ["", "  ", "x" * 2001])
+async def test_a_question_that_says_nothing_or_too_much_is_not_asked(worktree: Worktree, question: str) -> None:
+    output = await toolbox(worktree).call("ask_human", json.dumps({"question": question}))
+    assert output.is_error
+    assert "question" in output.text
+
+
+async def test_a_role_that_only_reads_may_not_ask(worktree: Worktree) -> None:
+    output = await toolbox(worktree, READING).call("ask_human", json.dumps({"question": "May I?"}))
+    assert "there is no tool" in output.text

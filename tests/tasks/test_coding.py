@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from tasks.coding import apply_answer, explanation, in_waves, trial_passes
+from infra.git import Mirror
+from infra.sandbox import Limits, Unsandboxed
+from tasks.coding import apply_answer, edited_files, explanation, in_waves, trial_passes
 from tasks.models import Brief, Policy, Repository, TestChange, TestReport, Ticket, WorkUnit
+from tests.shop import make_repository
 
 FILES = {"a.py": "def f(x):\n    return x\n", "b.py": "def g(x):\n    return x\n\n\ndef h(x):\n    return x\n"}
 
@@ -90,3 +95,23 @@ def test_units_that_wait_for_nothing_go_together_and_circles_end() -> None:
     assert in_waves((a, b, c)) == [(a, b), (c,)]
     x, y = WorkUnit(id="x", title="", depends_on=("y",)), WorkUnit(id="y", title="", depends_on=("x",))
     assert in_waves((x, y)) == [(x, y)]
+
+
+async def test_a_coder_hands_out_its_edits_and_what_it_built_on_but_nothing_that_hooks_made(tmp_path: Path) -> None:
+    """WS4."""
+    files = {"a.py": "a = 1\n", "b.py": "b = 1\n", "gone.py": "", "made.py": "old\n"}
+    mirror = Mirror.open(tmp_path / "m", "shop", str(make_repository(tmp_path / "shop", files)))
+    base, box = mirror.base(None)[1], Unsandboxed(Limits())
+    laid = {"given.py": "g = 1\n", "tests/test_new.py": "t = 1\n"}
+    with mirror.worktree(tmp_path / "trees", "T-1", "c", base) as worktree:
+        for path, text in {**laid, "made.py": "new\n", "made/more.txt": "x\n"}.items():
+            worktree.write(path, text)
+        start = await worktree.commit(box, "before the agent")
+        worktree.write("a.py", "a = 2\n")
+        worktree.write("made/more.txt", "y\n")
+        worktree.delete("gone.py")
+        head = await worktree.commit(box, "after it")
+    assert edited_files(mirror, start, head, laid) == {
+        "a.py": "a = 2\n", "gone.py": None, "made/more.txt": "y\n", "given.py": "g = 1\n",
+    }  # fmt: skip
+    assert set(edited_files(mirror, base, head, laid)) == {"a.py", "gone.py", "made.py", "made/more.txt", "given.py"}
