@@ -154,6 +154,7 @@ def join(settings: Settings, name: str, slots: int, labels: Sequence[str], api_u
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
         raise ConfigError(f"{name!r} is not usable as a node's name; use letters, digits and . _ - (at most 63)")
+    api_url = api_url.rstrip("/")
     if not is_healthy(api_url):
         raise Unreachable(f"no Prefect server answers at {api_url!r}; start `darkfactory up` there, or correct --api")
     os.environ.update(engine_environment(settings), PREFECT_API_URL=api_url, DARKFACTORY_NODE=name)
@@ -186,9 +187,10 @@ def _be_a_node(settings: Settings, database: Database, name: str, slots: int, la
         asyncio.run(_set_up_node(settings, name, slots))
         with Worker(settings, pool_name(name), slots + 1, on_ended=lambda run: _requeue_dead(claims, run)) as worker:
             try:
-                if worker.wait():
-                    _join_fleet(fleet, settings, name, slots, labels)
-                    say(f"node {name!r} joined with {slots} slot(s), labels: {', '.join(labels) or 'none'}")
+                if not worker.wait():
+                    raise _ended(settings, name)
+                _join_fleet(fleet, settings, name, slots, labels)
+                say(f"node {name!r} joined with {slots} slot(s), labels: {', '.join(labels) or 'none'}")
                 _live(fleet, claims, settings, name, worker, say)
             finally:
                 _tell(fleet, settings, name, "draining")  # nothing new is given to it while its runs end
@@ -245,7 +247,13 @@ def _live(fleet: Fleet, claims: Claims, settings: Settings, name: str, worker: W
                 say(f"node {name!r} leaves")
                 return
         time.sleep(HEARTBEAT_SECONDS)
-    raise Unreachable(f"the worker of node {name!r} ended; look into {str(settings.root / 'logs')!r}")
+    raise _ended(settings, name)
+
+
+def _ended(settings: Settings, name: str) -> Unreachable:
+    return Unreachable(
+        f"the worker of node {name!r} ended, or did not start; look into {str(settings.root / 'logs')!r} and above"
+    )
 
 
 def leave(settings: Settings, name: str, say: Say) -> None:

@@ -85,7 +85,8 @@ class Home:
         return next(node for node in self.fleet.nodes() if node.name == name)
 
     def is_there(self, name: str) -> bool:
-        return any(node.name == name and node.alive and node.state == "active" for node in self.fleet.nodes())
+        """Whether it takes work: while it gets ready, it has no slots."""
+        return any(n.name == name and n.alive and n.state == "active" and n.slots for n in self.fleet.nodes())
 
     def claim(self, key: str, node: str, flow_run: str | None = None) -> Claim:
         """A ticket in the hands of a node; with `flow_run` its run has begun."""
@@ -172,9 +173,9 @@ def test_a_node_buries_what_its_killed_self_left_comes_back_with_other_slots_and
         left = running_run(api, node_name)
         home.claim("t-1", node_name, left)
         with home.started(*join, "--slots", "3", "--labels", "GPU, xcode") as second:
-            assert wait_until(lambda: state(api, left) == "CRASHED" or second.poll() is not None, 90), home.log()
-            assert home.state_of("t-1") == "retry-queued"
-            assert (home.node(node_name).slots, home.node(node_name).labels) == (3, ("gpu", "xcode"))
+            assert wait_until(lambda: home.node(node_name).slots == 3 or second.poll() is not None, 90), home.log()
+            assert (state(api, left), home.state_of("t-1")) == ("CRASHED", "retry-queued"), home.log()
+            assert home.node(node_name).labels == ("gpu", "xcode")
             assert api.get(f"/work_pools/node-{node_name}").json()["concurrency_limit"] == 4
             claim = home.claim("t-2", node_name, "somebody's")
             assert home.run("node", "drain", node_name)[0] == 0

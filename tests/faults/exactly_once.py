@@ -57,7 +57,7 @@ from tests.shop import git, make_repository, write_ticket  # noqa: E402
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
-    from prefect.client.schemas.objects import FlowRun, StateType
+    from prefect.client.schemas.objects import FlowRun, State, StateType
 
 LEASE_SECONDS = 10
 SLOTS = 24
@@ -189,7 +189,7 @@ def hurry(url: str) -> None:
     """Processes are killed here, machines are not: nobody has to wait for the disk."""
     with psycopg.connect(url, autocommit=True) as connection:
         for setting in ("fsync", "synchronous_commit", "full_page_writes"):
-            connection.execute(f"alter system set {setting} = off")  # type: ignore[arg-type]  # our own three names
+            connection.execute(f"alter system set {setting} = off")
         connection.execute("select pg_reload_conf()")
 
 
@@ -266,11 +266,11 @@ async def _work(place: Place, node: str) -> None:
 async def _work_on(client: PrefectClient, place: Place, run: FlowRun) -> None:
     from prefect.states import Cancelled, Completed, Failed, Pending, Running
 
-    for state in (Pending(), Running()):
-        await client.set_flow_run_state(run.id, state)
+    ended: State[None] = Completed()
+    await client.set_flow_run_state(run.id, Pending())
+    await client.set_flow_run_state(run.id, Running())
     try:
         await _hold_and_deliver(place, run)
-        ended = Completed()
     except FencedOff as error:
         ended = Cancelled(message=str(error))
     except FactoryError as error:

@@ -113,7 +113,8 @@ class Row(NamedTuple):
     def mistakes(self) -> list[str]:
         """What is not as it should be. Pushing again is right after a death between push and pull request."""
         seen = (len(self.completed_on), self.branches, self.pull_requests, self.announced, self.state)
-        right = seen == (1, 1, 1, 1, "in review") and 1 <= self.pushes <= len(self.runs)
+        over = not set(self.runs) & {"pending", "running", "cancelling"}
+        right = seen == (1, 1, 1, 1, "in review") and 1 <= self.pushes <= len(self.runs) and over
         return [] if right else [f"{self.ticket} did not end exactly once: {self._asdict()}"]
 
 
@@ -186,7 +187,8 @@ class Factory:
         return list(self._children)[::-1]
 
     def is_there(self, node: str) -> bool:
-        return any(one.name == node and one.alive and one.state == "active" for one in self.fleet.nodes())
+        """Whether it takes work: while it gets ready, it has no slots."""
+        return any(n.name == node and n.alive and n.state == "active" and n.slots for n in self.fleet.nodes())
 
     def running_on(self, node: str) -> list[Claim]:
         return [claim for claim in self.claims.held() if claim.node == node and claim.state == "running"]
@@ -397,7 +399,8 @@ def the_end(made: Factory) -> list[str]:
         if code := made.end(node):
             mistakes.append(f"node {node} ended with {code}")
         mistakes += [f"left of node {node}: process {pid}" for pid in made.processes_of(node)]
-        mistakes += [f"left of node {node}: {path}" for path in made.place.home(node).glob("worktrees/*/*")]
+        checkouts = made.place.home(node).glob("worktrees/*/*")
+        mistakes += [f"left of node {node}: {path}" for path in checkouts if path.name != ".private"]
     return mistakes
 
 

@@ -214,9 +214,9 @@ async def test_a_run_that_talks_and_tests_is_not_stalled_however_long_it_takes(
     """RC2: announced silences, a slow first token and a sandboxed command, count as progress."""
     configure(monkeypatch, stall_seconds=2)
     monkeypatch.setenv("DARKFACTORY_MODEL_TIMEOUT_SECONDS", "20")
-    real_time.factory.model.rules = script(judge=Answer(text=ACCEPT, delay_seconds=8))
+    real_time.factory.model.rules = script(judge=Answer(text=ACCEPT, delay_seconds=6))
     workflow = real_time.factory.repository / "WORKFLOW.md"
-    workflow.write_text("---\ntest: sleep 5; python -m pytest -q\ntest_runner: exit-code\n---\n")
+    workflow.write_text("---\ntest: ls tests/*_1.py || sleep 6; python -m pytest -q\ntest_runner: exit-code\n---\n")
     await real_time.join(slots=1)
     ticket(real_time, key)
     await real_time.tick()
@@ -285,7 +285,7 @@ def start(real_time: Night, prefect_url: str) -> Iterator[Callable[[], Any]]:
         real_time.worked.add(run.id)
         code = f"import asyncio; from flows.ticket import work_ticket; asyncio.run(work_ticket(**{run.parameters!r}))"
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_API_URL": prefect_url,
-                       "PREFECT_HOME": str(real_time.factory.home / "prefect"), "DARKFACTORY_RUN": str(run.id)}  # fmt: skip
+                       "PREFECT_HOME": str(real_time.factory.home / "prefect"), "DARKFACTORY_RUN": str(run.id), "PREFECT_LOCAL_STORAGE_PATH": str(real_time.factory.home / "results"), "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "true"}  # fmt: skip
         process = subprocess.Popen(
             [sys.executable, "-P", "-c", code], env=environment, cwd=real_time.factory.home, text=True,
             start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

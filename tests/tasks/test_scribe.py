@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from tasks.delivery import cost_table
+from infra.claims import Claim
 from tasks.models import (
     Audit,
     Candidate,
@@ -27,6 +29,8 @@ from tasks.models import (
 )  # fmt: skip
 from tasks.scribe import pull_request_body, pull_request_title, quoted
 
+CLAIM = Claim(board="folder", ticket="T-1", state="running", token=1, holder="h", machine="m", node="n", repository="r",
+              ticket_state="ready", content="c", lease_until=datetime(2026, 1, 1, tzinfo=UTC), lease_seconds=60)  # fmt: skip
 REPORT = TestReport(command="pytest", exit_code=0, tests={"t1": "passed", "t2": "failed"})
 
 
@@ -34,7 +38,7 @@ def job(**more: Any) -> Job:
     ticket = Ticket(key="T-1", title="Fix\n it", body="", state="ready").model_copy(update=more)
     repository = Repository(name="r", mirror="m", remote="", base_branch="main", base_sha="a" * 40)
     return Job(ticket=ticket, repository=repository, attempt_id=1, attempt=1, model="m", tier="small",
-               context_tokens=1, max_rounds=1, max_samples=1, seed=0)  # fmt: skip
+               context_tokens=1, max_rounds=1, max_samples=1, seed=0, claim=CLAIM)  # fmt: skip
 
 
 def body(words: str = "words", **more: Any) -> str:
