@@ -257,7 +257,7 @@ def _board(name: str, section: BoardSection) -> str:
 
 
 def _repository(name: str, known: RepositorySection) -> str:
-    from infra.remotes import count_branches
+    from infra.remotes import count_branches, remote_of, token_of
 
     try:
         branches = count_branches(str(known.path.expanduser()), ANSWER_SECONDS)
@@ -265,10 +265,11 @@ def _repository(name: str, known: RepositorySection) -> str:
             raise ConfigError("the repository has no branch with a commit; commit something")
     except ConfigError as error:
         raise ConfigError(f"{error} (`repositories.{name}.path` in factory.yaml)") from None
-    if known.remote is None:
+    remote = remote_of(known)
+    if remote is None:
         return f"{branches} branch(es) at {known.path}; branches are pushed to a repository in home"
     try:
-        count_branches(known.remote, ANSWER_SECONDS)
+        count_branches(remote, ANSWER_SECONDS, token_of(known))
     except FactoryError as error:
         raise type(error)(f"{error} (`repositories.{name}.remote` in factory.yaml)") from None
     return f"{branches} branch(es) at {known.path}; its remote answers"

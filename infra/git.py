@@ -114,8 +114,9 @@ def directory_name(key: str) -> str:
 
 
 def branch_name(key: str) -> str:
-    """The one branch of a ticket."""
-    return f"agent/{directory_name(key)}"
+    """The one branch of a ticket: `agent/<key>`. A plain key keeps its upper case, which every board's keys have (T8)."""
+    plain = directory_name(key.lower()) == key.lower()
+    return f"agent/{key if plain else directory_name(key)}"
 
 
 class Remote(Frozen):

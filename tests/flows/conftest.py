@@ -49,7 +49,7 @@ class Factory:
         return [ROLES[r.rule] if r.rule is not None else "unknown" for r in self.model.requests]
 
     def pull_request(self, key: str) -> Path | None:
-        return next(iter((self.home / "forge").glob(f"*/pulls/agent--{key.lower()}*.md")), None)
+        return next(iter((self.home / "forge").glob(f"*/pulls/agent--{key}*.md")), None)
 
     def remote(self) -> Path:
         return next((self.home / "forge").glob("*/repo.git"))
