@@ -157,7 +157,7 @@ def join(settings: Settings, name: str, slots: int, labels: Sequence[str], api_u
     api_url = api_url.rstrip("/")
     if not is_healthy(api_url):
         raise Unreachable(f"no Prefect server answers at {api_url!r}; start `darkfactory up` there, or correct --api")
-    os.environ.update(engine_environment(settings), PREFECT_API_URL=api_url, DARKFACTORY_NODE=name)
+    os.environ.update(engine_environment(settings, verbose=True), PREFECT_API_URL=api_url, DARKFACTORY_NODE=name)
     settings = settings.model_copy(update={"node": name})
     settings.__dict__.pop("node_name", None)
     with stopping_on_signals(), suppress(Stopped), _only_one(settings, name), open_database(settings) as database:

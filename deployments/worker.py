@@ -327,9 +327,9 @@ async def serve(
 ) -> None:
     """Run what the pool has, at most `slots` at a time, until `stop`; then end what runs. The callbacks may block.
 
-    A pool has one worker at a time. When Prefect's server is away for longer than its worker bears (about a minute), what
-    runs is ended, and the worker starts again as soon as the server is back. Raises Unreachable, or what Prefect raises
-    when its server refuses the worker.
+    A pool has one worker at a time. When Prefect's server is away for longer than its worker bears (12 tries of a minute),
+    what runs is ended, and the worker starts again as soon as the server is back. Raises Unreachable, or what Prefect
+    raises when its server refuses the worker.
     """
     while not stop.is_set():
         try:

@@ -117,25 +117,28 @@ class Claims:
         machine: str,
         repository: str,
         lease_seconds: float,
+        read_at: datetime,
         choose_node: Callable[[Sequence[Claim]], str | None],
     ) -> Claim | None:
         """Claim a ticket for the node that `choose_node` picks from what is held now; None: not claimable, or no room.
 
         One dispatcher at a time decides, so caps hold for any number of them (SM5). A claim that was made but never started
-        is handed on with its token, so that its launch stays the same launch; a run whose lease ended gets a new token.
+        is handed on with its node and token, so that its launch stays the same launch; a run whose lease ended gets a new
+        token. `ticket` was read at `read_at` (`now` of this class, taken before): a claim that changed since is not taken,
+        because its run may have ended and moved the ticket meanwhile.
         """
         with self._transaction() as session:
             session.execute(select(func.pg_advisory_xact_lock(_DISPATCH_LOCK)))
             now, row = self._now(session), self._row(session, ticket.board, ticket.key)
-            if row is not None and not is_claimable(row, ticket, now):
+            if row is not None and (row.updated_at > read_at or not is_claimable(row, ticket, now)):
                 return None
-            node = choose_node([c for c in self._read(session, self._held()) if not _is(c, row)])
-            if node is None:
-                return None
-            if row is not None and row.state == "claimed" and row.node == node:
+            if row is not None and row.state == "claimed":
                 row.holder, row.machine, row.lease_until = holder, machine, now + timedelta(seconds=lease_seconds)
                 session.flush()
                 return Claim.model_validate(row)
+            node = choose_node([c for c in self._read(session, self._held()) if not _is(c, row)])
+            if node is None:
+                return None
             return self._take(session, row, ticket, now, holder, machine, node, repository, lease_seconds)
 
     def seize(

@@ -61,7 +61,9 @@ class Fleet:
         self._transaction = database.transaction
         self._clock = clock
 
-    def join(self, name: str, *, slots: int, labels: Sequence[str], machine: str, provider: str, lease_seconds: float) -> Node:
+    def join(
+        self, name: str, *, slots: int, labels: Sequence[str], machine: str, provider: str, lease_seconds: float
+    ) -> Node:
         """Join, or come back with other slots or labels. Raises ConfigError while another machine lives under the name."""
         with self._transaction() as session:
             now = self._now(session)

@@ -12,7 +12,7 @@ from prefect import task
 
 from infra.boards import Board, Ticket
 from infra.claims import Claim, is_claimable
-from infra.errors import FactoryError, RateLimited
+from infra.errors import CapacityUnavailable, FactoryError, RateLimited
 from infra.fleet import Node
 from infra.git import branch_name
 from infra.llm import Frozen
@@ -269,8 +269,8 @@ def _consider(ticket: Ticket, claim: Claim | None, now: datetime) -> tuple[Waiti
     """The ticket with its repository, or why it has to wait; no reason for one that is being worked on, or was."""
     settings, section = services.settings(), services.board_section(ticket.board)
     reason = refusal(ticket, section)
-    if ticket.closed and claim is not None:
-        services.claims().forget(claim, "the ticket is closed")
+    if claim is not None and _is_out_of_our_hands(ticket, section):
+        services.claims().forget(claim, f"the ticket is in {ticket.state!r}")
     if reason is not None:
         return None, reason
     found = route(ticket, settings.repositories, section.repository)
@@ -285,6 +285,11 @@ def _consider(ticket: Ticket, claim: Claim | None, now: datetime) -> tuple[Waiti
     return Waiting(ticket=ticket, repository=found.repository), None
 
 
+def _is_out_of_our_hands(ticket: Ticket, section: AnyBoard) -> bool:
+    """Closed, or in review: also what a run did that was killed before it could release its claim."""
+    return ticket.closed or ticket.state.casefold() == section.states.review.casefold()
+
+
 def _report_cycles(blocked: Sequence[Ticket]) -> None:
     tickets = {ticket.key: ticket for ticket in blocked}
     for cycle in cycles({key: ticket.blocked_by for key, ticket in tickets.items()}):
@@ -297,7 +302,9 @@ def _report_cycles(blocked: Sequence[Ticket]) -> None:
 
 def hold_back(ticket: Ticket, why: str, text: str, *, marker: str) -> None:
     """Say on the ticket, once, why it is not worked on; it is parked until its cause is gone."""
-    claim = _claim(Waiting(ticket=ticket, repository=""), lambda _: services.settings().node_name)
+    claim = _claim(
+        Waiting(ticket=ticket, repository=""), services.claims().now(), lambda _: services.settings().node_name
+    )
     if claim is not None:
         services.board(ticket.board).comment(ticket.key, f"Not worked on: {text}", marker=marker)
         services.claims().park(claim, f"{why}{text}")
@@ -438,14 +445,17 @@ async def _launch_group(group: Sequence[Waiting], slots: Slots) -> list[Launched
     for waiting in group:
         node = claimed[0][0].node if claimed else None
         claim = await asyncio.to_thread(_claim_for_launch, waiting, slots, node)
-        if claim is not None:
+        if claim is not None and node in (
+            None,
+            claim.node,
+        ):  # one that was handed on keeps its own node and waits its turn
             claimed.append((claim, waiting))
             slots.held.append(claim)
     if not claimed:
         return []
     try:
         run = await launch_run([(claim, w.repository) for claim, w in claimed])
-    except FactoryError as error:
+    except CapacityUnavailable as error:  # anything else may have started the run: its claims' leases decide
         for claim, _ in claimed:
             await asyncio.to_thread(services.claims().requeue, claim, str(error))
         raise
@@ -461,11 +471,11 @@ async def _launch_group(group: Sequence[Waiting], slots: Slots) -> list[Launched
 
 def _claim_for_launch(waiting: Waiting, slots: Slots, node: str | None) -> Claim | None:
     """The claim, made and visible on the ticket (SM11), of a ticket that was read again just now (SM6)."""
-    board = services.board(waiting.ticket.board)
+    board, read_at = services.board(waiting.ticket.board), services.claims().now()
     fresh = _reread(board, waiting)
     if fresh is None:
         return None
-    claim = _claim(fresh, lambda held: slots.node_for(fresh, held, only=node))
+    claim = _claim(fresh, read_at, lambda held: slots.node_for(fresh, held, only=node))
     if claim is None:
         return None
     if _published_before(fresh, claim):
@@ -492,7 +502,7 @@ def _reread(board: Board, waiting: Waiting) -> Waiting | None:
     return Waiting(ticket=ticket, repository=where)
 
 
-def _claim(waiting: Waiting, choose: Callable[[Sequence[Claim]], str | None]) -> Claim | None:
+def _claim(waiting: Waiting, read_at: datetime, choose: Callable[[Sequence[Claim]], str | None]) -> Claim | None:
     settings = services.settings()
     return services.claims().claim(
         waiting.ticket,
@@ -500,6 +510,7 @@ def _claim(waiting: Waiting, choose: Callable[[Sequence[Claim]], str | None]) ->
         machine=settings.machine,
         repository=waiting.repository,
         lease_seconds=settings.dispatch.lease_seconds,
+        read_at=read_at,
         choose_node=choose,
     )
 

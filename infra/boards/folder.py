@@ -169,7 +169,11 @@ class FolderBoard:
         key = f"{re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-')[:60].rstrip('-') or 'ticket'}-{digest}"
         known = next((k for k in self._keys() if k.endswith(f"-{digest}")), None)
         if known is None:
-            front: dict[str, object] = {"title": " ".join(title.split()), "state": self._section.states.queue[0], "author": AUTHOR}
+            front: dict[str, object] = {
+                "title": " ".join(title.split()),
+                "state": self._section.states.queue[0],
+                "author": AUTHOR,
+            }
             front |= {"labels": list(labels)} if labels else {}
             front |= {"priority": priority} if priority else {}
             head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=10_000)

@@ -15,7 +15,9 @@ _MARK = re.compile(r"<!-- df:(?P<marker>[^\s]{1,200}) (?P<signature>[0-9a-f]{16}
 
 def seal(secret: str, key: str, marker: str, body: str) -> str:
     """`body` with its mark as the last line. Marks inside `body`, which may quote a hostile text, are made visible."""
-    return f"{body.replace('<!-- df:', '&lt;!-- df:').rstrip()}\n\n<!-- df:{marker} {signature(secret, key, marker)} -->"
+    return (
+        f"{body.replace('<!-- df:', '&lt;!-- df:').rstrip()}\n\n<!-- df:{marker} {signature(secret, key, marker)} -->"
+    )
 
 
 def unseal(secret: str, key: str, text: str) -> tuple[str, str | None]:

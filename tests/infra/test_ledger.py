@@ -66,7 +66,9 @@ def test_racing_openers_migrate_once_and_leave_foreign_tables_alone(empty_databa
             opened.close()
     with psycopg.connect(empty_database_url) as connection:
         assert connection.execute("select version_num from public.alembic_version").fetchall() == [("of-prefect",)]
-        assert connection.execute(f"select version_num from {SCHEMA}.alembic_version").fetchall() == [(infra.migrations.HEAD,)]
+        assert connection.execute(f"select version_num from {SCHEMA}.alembic_version").fetchall() == [
+            (infra.migrations.HEAD,)
+        ]
 
 
 def test_tables_without_a_schema_still_land_in_public(database_url: str) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tasks.delivery import cost_table
 from infra.claims import Claim
+from tasks.delivery import cost_table
 from tasks.models import (
     Audit,
     Candidate,
