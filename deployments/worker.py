@@ -59,10 +59,14 @@ END_SECONDS = 60.0
 """Longest wait for a run that was told to end; its guard takes its two graces and some."""
 WARM_PACKAGES = (
     "prefect.flow_engine",
+    "prefect.task_engine",
+    "prefect.utilities.visualization",
     "prefect.events.clients",
     "prefect._internal.metrics",
     "anyio._backends._asyncio",
     "flows",
+    "infra.boards",
+    "infra.pull_requests",
 )
 
 Started = Callable[[str, int, str], None]

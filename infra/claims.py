@@ -46,6 +46,7 @@ class ClaimTable(Table):
     repository: Mapped[str]
     ticket_state: Mapped[str]
     content: Mapped[str]
+    claimed_at: Mapped[datetime]
     lease_until: Mapped[datetime]
     lease_seconds: Mapped[float]
     flow_run: Mapped[str | None]
@@ -79,6 +80,7 @@ class Claim(Row):
     repository: str
     ticket_state: str
     content: str
+    claimed_at: datetime
     lease_until: datetime
     lease_seconds: float
     flow_run: str | None = None
@@ -98,8 +100,8 @@ class Claim(Row):
 
     @property
     def key(self) -> str:
-        """The idempotency key of this holder's run."""
-        return f"{self.board}:{self.ticket}:{self.token}"
+        """The idempotency key of this holder's run. The time tells it from that of another ledger on the same Prefect server."""
+        return f"{self.board}:{self.ticket}:{self.token}:{self.claimed_at.timestamp():.3f}"
 
 
 class Claims:
@@ -351,6 +353,7 @@ class Claims:
             "repository": repository,
             "ticket_state": ticket.state,
             "content": ticket.content,
+            "claimed_at": now,
             "lease_until": now + timedelta(seconds=lease_seconds),
             "lease_seconds": lease_seconds,
             "flow_run": None,

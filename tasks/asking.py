@@ -10,6 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -99,7 +100,9 @@ async def ask(asker: Asker, request: ModelRequest, model: str) -> Completion:
             progress.report(asker.ticket, phase="", role=asker.label, tokens=pieces, tokens_per_second=pieces / elapsed)
 
     settings = services.settings()
-    async with slot(settings.root / "run" / MODEL_SLOTS, settings.model_slots):
+    async with AsyncExitStack() as held:
+        with progress.may_be_silent(settings.dispatch.session_seconds):  # a run that waits its turn is not stuck
+            await held.enter_async_context(slot(settings.root / "run" / MODEL_SLOTS, settings.model_slots))
         began = time.monotonic()
         with progress.may_be_silent(settings.model_timeout_seconds):  # the time before the first token
             completion = await client.complete(request, on_text)

@@ -26,6 +26,7 @@ from tasks.models import FactoryError, Job, Outcome
 
 REMARK_CHARS = 500
 _log = logging.getLogger(__name__)
+QUESTION = "A question before the work can go on; reply here:\n\n{}"
 _HOW_ON = "It is not tried again before the ticket changes, or somebody runs `darkfactory retry {}`."
 
 
@@ -135,7 +136,7 @@ def _question(claim: Claim, error: NeedsHuman) -> tuple[str, str]:
     """The comment that asks, with its marker; or says that it is not asked any more (SM8)."""
     asked = redact(error.question)
     if _may_ask(claim):
-        return f"A question before the work can go on; reply here:\n\n{asked}", f"question-{claim.token}"
+        return QUESTION.format(asked), f"question-{claim.token}"
     so_far = f"This ticket waited for {claim.continuations} answer(s) already (`dispatch.max_continuations`)"
     end = f"Put the answer into the ticket. {_HOW_ON.format(claim.ticket)}"
     return f"{so_far}, so this is not asked any more:\n\n{asked}\n\n{end}", f"unasked-{claim.token}"

@@ -246,7 +246,7 @@ async def tool_edit(
         # what hooks left in the checkout is no work of the agent
         start = base if brief.policy.hooks == Hooks() else await worktree.commit(services.sandbox(), "before the agent")
         toolbox = Toolbox(worktree, services.sandbox(), brief.policy, EDITING, answer=CoderAnswer)
-        model = RecordedModel(asker, await services.model())
+        model = RecordedModel(asker, await services.model_named(job.model))
         fixes = (
             "\n".join(["The judge wants this fixed:", *(f"- {m}" for m in feedback.must_fix)])
             if feedback.must_fix

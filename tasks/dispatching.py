@@ -20,6 +20,7 @@ from infra.notify import notify
 from infra.pauses import DISPATCH
 from infra.sections import AnyBoard, FolderBoardSection
 from tasks import services
+from tasks.attempts import QUESTION
 from tasks.choosing import RunningTicket, batches, cycles, order, refusal, room
 from tasks.failures import Launch, should_pause
 from tasks.intake import CLAIM_MARKER, claim_note
@@ -174,7 +175,13 @@ def _resume(claim: Claim, ticket: Ticket | None) -> bool:
             services.board(claim.board).move(ticket.key, section.states.queue[0])
         return False
     ours = {state.casefold() for state in (*section.states.queue, section.states.working)}
-    if not (parked or ticket.state.casefold() in ours) or not answered(ticket, claim, section):
+    if not (parked or ticket.state.casefold() in ours):
+        return False
+    if claim.question and all(c.marker != f"question-{claim.token}" for c in ticket.comments):
+        services.board(claim.board).comment(ticket.key, QUESTION.format(claim.question), f"question-{claim.token}")
+        services.board(claim.board).move(ticket.key, section.states.parked)  # the board was away when it was asked
+        return False
+    if not answered(ticket, claim, section):
         return False
     services.board(claim.board).move(ticket.key, section.states.queue[0])
     return claims.resume(claim, "answered")

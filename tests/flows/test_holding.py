@@ -157,6 +157,27 @@ async def test_a_run_that_is_killed_between_asking_and_parking_asks_again(key: s
     assert (asking.claim(key).state, asking.claim(key).question) == ("parked", QUESTION)
 
 
+async def test_a_question_that_the_board_did_not_take_is_asked_at_the_next_tick(key: str, asking: Night) -> None:
+    """RC7: the database keeps it; a comment that was deleted comes again, too."""
+    from infra.boards.folder import FolderBoard
+    from infra.errors import Unreachable
+
+    def away(*_: object) -> None:
+        raise Unreachable("the board is away")
+
+    path = ticket(asking, key)
+    await asking.tick()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FolderBoard, "comment", away)
+        assert await asking.work() == ["NeedsHuman"]
+    assert QUESTION not in path.read_text()
+    assert (await asking.tick()).launched == ()
+    assert path.read_text().count(QUESTION) == 1
+    assert state_of(asking, key) == "needs human"
+    reply(asking, key, "ann", "A share.")
+    assert [launched.ticket for launched in (await asking.tick()).launched] == [key]
+
+
 class Killed(BaseException):
     """The process ends at this line."""
 

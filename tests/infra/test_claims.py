@@ -93,7 +93,7 @@ def test_a_ticket_is_claimed_once(claims: Claims) -> None:
     """SM1, I4"""
     first = claim(claims)
     assert first is not None
-    assert (first.state, first.token, first.key) == ("claimed", 1, "main:T-1:1")
+    assert (first.state, first.token, first.key) == ("claimed", 1, "main:T-1:1:1767225600.000")
     assert claim(claims, holder="d2") is None
     assert claims.of("main", ["T-1", "T-2"]).keys() == {"T-1"}
 

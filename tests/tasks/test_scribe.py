@@ -30,7 +30,7 @@ from tasks.models import (
 from tasks.scribe import pull_request_body, pull_request_title, quoted
 
 CLAIM = Claim(board="folder", ticket="T-1", state="running", token=1, holder="h", machine="m", node="n", repository="r",
-              ticket_state="ready", content="c", lease_until=datetime(2026, 1, 1, tzinfo=UTC), lease_seconds=60)  # fmt: skip
+              ticket_state="ready", content="c", claimed_at=datetime(2026, 1, 1, tzinfo=UTC), lease_until=datetime(2026, 1, 1, tzinfo=UTC), lease_seconds=60)  # fmt: skip
 REPORT = TestReport(command="pytest", exit_code=0, tests={"t1": "passed", "t2": "failed"})
 
 

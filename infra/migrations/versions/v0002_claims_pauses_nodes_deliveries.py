@@ -40,6 +40,7 @@ def upgrade() -> None:
         _text("repository"),
         _text("ticket_state"),
         _text("content"),
+        _time("claimed_at"),
         _time("lease_until"),
         sa.Column("lease_seconds", sa.Double(), nullable=False),
         _text("flow_run", null=True),
