@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -199,8 +203,43 @@ async def test_a_lost_ledger_does_not_make_a_second_pull_request(night: Night) -
     assert len(await night.runs()) == 1
 
 
-async def test_a_night_of_rate_limits_burns_nothing_and_goes_on_by_itself(night: Night) -> None:
-    """The 46-session night (RB8, I7): one session dies, the provider is paused until 4am, and then the work is done."""
+@contextmanager
+def listening() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A real HTTP server that takes notifications: its address and what it was told."""
+    told: list[dict[str, Any]] = []
+
+    class Sink(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Sink) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/", told
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+async def test_a_night_of_rate_limits_burns_nothing_and_goes_on_by_itself(
+    night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The 46-session night (RB8, I7): one session dies, people are told once, the provider is paused until 4am, and then
+    the work is done."""
+    with listening() as (url, told):
+        monkeypatch.setenv("DARKFACTORY_NOTIFY", json.dumps({"webhook": url}))
+        await the_night_of_46_sessions(night)
+    assert len(told) == 1
+    assert "is paused" in json.dumps(told[0])
+    assert "hit your limit" in json.dumps(told[0])
+
+
+async def the_night_of_46_sessions(night: Night) -> None:
     from tasks import services
 
     night.factory.model.rules = script(
@@ -235,6 +274,47 @@ def _zone(name: str) -> Any:
     from zoneinfo import ZoneInfo
 
     return ZoneInfo(name)
+
+
+async def test_a_ticket_that_changed_since_it_was_fetched_is_not_launched_and_leaves_no_claim(night: Night) -> None:
+    """SM6"""
+    from tasks import dispatching
+
+    await night.join(slots=3)
+    closed, relabelled = ticket(night, "closed"), ticket(night, "moved")
+    ticket(night, "fine")
+    night.factory.forget()
+    waiting, _ = dispatching._fetch(None)
+    assert len(waiting) == 3
+    closed.write_text(closed.read_text().replace('state: "todo"', "state: done"))
+    relabelled.write_text(relabelled.read_text().replace('state: "todo"', "state: backlog"))
+    launched, skipped = await dispatching.launch.fn(waiting)
+    assert [run.ticket for run in launched] == ["fine"]
+    assert set(skipped) == {"closed", "moved"}
+    assert (night.claim("closed"), night.claim("moved")) == (None, None)
+
+
+async def test_a_retry_that_is_due_reads_the_ticket_again_first(night: Night) -> None:
+    """RB4, RB5: gone or closed: released; no slot: it waits, and waiting costs no attempt."""
+    from tasks import services
+
+    await night.join(slots=3)
+    paths = {key: ticket(night, key) for key in ("gone", "closed", "waits")}
+    await night.tick()
+    for key in paths:
+        claim = night.claim(key)
+        services.claims().retry(claim, "a fault", 60, "infra_faults")
+    paths["gone"].unlink()
+    paths["closed"].write_text(paths["closed"].read_text().replace('state: "todo"', "state: done"))
+    services.fleet().set_state(night.node, "draining")
+    night.clock.move(seconds=61)
+    for _ in range(3):
+        done = await night.tick()
+    assert {key: night.claim(key).state for key in paths} == {
+        "gone": "released", "closed": "released", "waits": "retry-queued",
+    }  # fmt: skip
+    assert done.skipped["waits"].startswith("no node")
+    assert (night.claim("waits").failures, night.claim("waits").infra_faults) == (0, 1)
 
 
 async def test_a_ticket_that_is_closed_while_it_waits_for_its_node_does_not_run(night: Night) -> None:
