@@ -134,7 +134,8 @@ def a_busy_factory(database: Database) -> None:
     Fleet(database).join("mini", slots=2, labels=["xcode"], machine="m", provider="openai", lease_seconds=600)
     held = {"holder": "h", "machine": "m", "repository": "sums", "lease_seconds": 600, "choose_node": lambda _: "mini"}
     running, again, parked = (
-        claims.claim(Ticket(key=f"T-{number}", title="t", body="b", state="todo"), **held) for number in (1, 2, 3)
+        claims.claim(Ticket(key=f"T-{number}", title="t", body="b", state="todo"), read_at=claims.now(), **held)
+        for number in (1, 2, 3)
     )
     assert running
     assert again

@@ -126,8 +126,8 @@ boards: {{file: {{kind: folder, path: {tmp_path}/none}}}}
 repositories:
   plain: {{path: {tmp_path}/plain}}
   lost: {{path: {shop}, remote: {tmp_path}/nowhere, github: {{project: acme/gone, token: $BOARD_TOKEN, url: {url}}}}}
-  read: {{path: {shop}, github: {{project: acme/readonly, token: $BOARD_TOKEN, url: {url}}}}}
-  deny: {{path: {shop}, github: {{project: acme/shop, token: another-token-0123456789, url: {url}}}}}
+  read: {{path: {shop}, remote: {shop}, github: {{project: acme/readonly, token: $BOARD_TOKEN, url: {url}}}}}
+  deny: {{path: {shop}, remote: {shop}, github: {{project: acme/shop, token: another-token-0123456789, url: {url}}}}}
 notify: {{slack_webhook: "http://127.0.0.1:1/services/hidden", webhook: "mailto:me"}}
 """)
     wrong = {name: (check.exit_code, check.message) for name, check in checks.items() if not check.ok}

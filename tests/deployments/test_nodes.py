@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -92,8 +93,9 @@ class Home:
         """A ticket in the hands of a node; with `flow_run` its run has begun."""
         ticket = Ticket(board="folder", key=key, title=key, body="", state="todo")
         claim = self.claims.claim(
-            ticket, holder="test", machine="test", repository="shop", lease_seconds=600, choose_node=lambda _: node
-        )
+            ticket, read_at=self.claims.now(), holder="test", machine="test", repository="shop", lease_seconds=600,
+            choose_node=lambda _: node,
+        )  # fmt: skip
         assert claim
         if flow_run is None:
             return claim
@@ -124,6 +126,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.timeout(300)
 def test_up_runs_server_dispatcher_gateway_and_a_node_and_leaves_nothing_behind(home: Home) -> None:
     """And a second `up` of the same home is refused."""
+    home.environment["DARKFACTORY_DISPATCH"] = '{"every_seconds": 10}'
     with home.started("up", "--port", str(free_port())) as up:
         name = home.settings.node_name
         assert wait_until(lambda: home.is_there(name) or up.poll() is not None, 200)
@@ -454,3 +457,25 @@ def test_a_repository_waits_for_a_node_with_its_labels_and_the_reason_says_so(ch
     assert (node, "MacOS" in reason) == (None, True), reason
     assert choose("app", [linux, a_node("mac", "macos", alive=False)])[0] is None
     assert choose("shop", [a_node("full", slots=0)]) == (None, "no slots")
+
+
+# --- what machines share
+
+
+def test_pull_requests_of_a_remote_folder_are_beside_it_so_that_machines_share_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from infra.pull_requests.folder import FolderForge
+    from tasks import services
+
+    (tmp_path / "git" / "app.v1.git").mkdir(parents=True)
+    remote = {"app": {"path": "/app", "remote": str(tmp_path / "git" / "app.v1.git")}, "shop": {"path": "/shop"}}
+    monkeypatch.setenv("DARKFACTORY_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DARKFACTORY_REPOSITORIES", json.dumps(remote))
+    services.close()
+    shared, own = services.forge("app"), services.forge("shop")
+    services.close()
+    assert isinstance(shared, FolderForge)
+    assert isinstance(own, FolderForge)
+    assert shared.folder == tmp_path / "git" / "app.v1.pulls"
+    assert own.folder == tmp_path / "home" / "forge" / "shop" / "pulls"

@@ -13,7 +13,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("exactly_once.py")
 TICKETS = 40
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(400)]
 
 
 def test_killed_dispatchers_and_nodes_do_every_ticket_once(tmp_path: Path, database_url: str, prefect_url: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 from tests.faults.two_nodes import Row, Wanted, go, report
 
 
-@pytest.mark.integration
+@pytest.mark.faults
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("fault", "again"), [("kill", 2), ("freeze", 0)])
 def test_tickets_of_a_node_that_dies_end_on_the_other_one_exactly_once(fault: str, again: int) -> None:
