@@ -12,7 +12,7 @@ import hmac
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -23,6 +23,7 @@ import httpx
 from infra.boards import Comment, Ticket
 from infra.boards.adf import to_document, to_text
 from infra.boards.markers import signature
+from infra.boards.payloads import aware, dig, folded, items, moment, one_line
 from infra.errors import (
     AuthFailed,
     BrokenPagination,
@@ -87,7 +88,7 @@ class JiraBoard:
             return []
         found = self._search(self._query(list(wanted.values()), list(required.values())))
         tickets = {ticket.key: ticket for issue in found for ticket in self._usable(issue) if not ticket.closed}
-        fitting = [t for t in tickets.values() if t.state.casefold() in wanted and required.keys() <= _folded(t.labels)]
+        fitting = [t for t in tickets.values() if t.state.casefold() in wanted and required.keys() <= folded(t.labels)]
         return sorted(fitting, key=lambda t: int(t.key.rpartition("-")[2]))
 
     def tickets_by_keys(self, keys: list[str]) -> list[Ticket]:
@@ -122,8 +123,8 @@ class JiraBoard:
         path, wanted = self._path(key), _plain_labels(add)
         with self._named(key):
             there = _labels(self._site.ask("GET", path, fields="labels").get("fields"))
-            gone = _folded(label.strip() for label in remove) - _folded(wanted)
-            changes = [{"add": label} for label in wanted if label.casefold() not in _folded(there)]
+            gone = folded(label.strip() for label in remove) - folded(wanted)
+            changes = [{"add": label} for label in wanted if label.casefold() not in folded(there)]
             changes += [{"remove": label} for label in there if label.casefold() in gone]
             if changes:
                 self._site.ask("PUT", path, {"update": {"labels": changes}})
@@ -190,7 +191,7 @@ class JiraBoard:
         return [ticket for ticket in tickets if ticket.key in keys]
 
     def _is_elsewhere(self, issue: object) -> bool:
-        key = _dig(issue, "key")
+        key = dig(issue, "key")
         return isinstance(key, str) and bool(_ANY_KEY.fullmatch(key)) and not self._key.fullmatch(key)
 
     def _usable(self, issue: object) -> list[Ticket]:
@@ -203,10 +204,10 @@ class JiraBoard:
 
     def _ticket(self, issue: object) -> Ticket:
         """Raises ProviderFault when key, title or state is not usable; anything else that is not is left out (TR3)."""
-        key, fields = _dig(issue, "key"), _dig(issue, "fields")
+        key, fields = dig(issue, "key"), dig(issue, "fields")
         if not isinstance(key, str) or not self._key.fullmatch(key):
             raise ProviderFault(f"an issue of Jira has the unusable key {ascii(key)[:80]}; look at the project in Jira")
-        title, state = _one_line(_dig(fields, "summary")), _one_line(_dig(fields, "status", "name"))
+        title, state = one_line(dig(fields, "summary")), one_line(dig(fields, "status", "name"))
         if not title or not state:
             what = "status" if title else "summary"
             raise ProviderFault(f"issue {key!r} of Jira has no usable {what}; look at it in Jira")
@@ -214,29 +215,29 @@ class JiraBoard:
             board=self.name,
             key=key,
             title=title,
-            body=to_text(_dig(fields, "description")),
+            body=to_text(dig(fields, "description")),
             state=state,
             labels=tuple(dict.fromkeys(label.lower() for label in _labels(fields))),
-            priority=_PRIORITIES.get((_one_line(_dig(fields, "priority", "name")) or "").casefold()),
-            author=_one_line(_dig(fields, "creator", "accountId")),
-            assignee=_one_line(_dig(fields, "assignee", "accountId")),
+            priority=_PRIORITIES.get((one_line(dig(fields, "priority", "name")) or "").casefold()),
+            author=one_line(dig(fields, "creator", "accountId")),
+            assignee=one_line(dig(fields, "assignee", "accountId")),
             blocked_by=self._blockers(fields),
-            closed=self._is_closed(_dig(fields, "status")),
-            created_at=_time(_dig(fields, "created")),
-            updated_at=_time(_dig(fields, "updated")),
+            closed=self._is_closed(dig(fields, "status")),
+            created_at=moment(dig(fields, "created")),
+            updated_at=moment(dig(fields, "updated")),
             url=f"{self._section.url.rstrip('/')}/browse/{key}",
         )
 
     def _blockers(self, fields: object) -> tuple[str, ...]:
         """Issues that block this one and are not done, those of other projects too (SM12)."""
-        links = [link for link in _items(_dig(fields, "issuelinks")) if _dig(link, "type", "name") == "Blocks"]
-        inward = [_dig(link, "inwardIssue") for link in links]
-        keys = [_one_line(_dig(x, "key")) for x in inward if not self._is_closed(_dig(x, "fields", "status"))]
+        links = [link for link in items(dig(fields, "issuelinks")) if dig(link, "type", "name") == "Blocks"]
+        inward = [dig(link, "inwardIssue") for link in links]
+        keys = [one_line(dig(x, "key")) for x in inward if not self._is_closed(dig(x, "fields", "status"))]
         return tuple(dict.fromkeys(key for key in keys if key))
 
     def _is_closed(self, status: object) -> bool:
-        name = _one_line(_dig(status, "name")) or ""
-        return _dig(status, "statusCategory", "key") == "done" or name.casefold() in self._closed
+        name = one_line(dig(status, "name")) or ""
+        return dig(status, "statusCategory", "key") == "done" or name.casefold() in self._closed
 
     def _with_comments(self, ticket: Ticket) -> list[Ticket]:
         """The ticket as a whole, or nothing when it was deleted since it was fetched."""
@@ -248,8 +249,8 @@ class JiraBoard:
 
     def _comment(self, key: str, comment: Payload) -> Comment:
         return Comment(
-            author=_one_line(_dig(comment, "author", "accountId")) or "unknown",
-            at=_time(comment.get("created")),
+            author=one_line(dig(comment, "author", "accountId")) or "unknown",
+            at=moment(comment.get("created")),
             body=to_text(comment.get("body")),
             marker=self._marker(key, comment),
         )
@@ -272,8 +273,8 @@ class JiraBoard:
 
     def _marker(self, key: str, comment: Payload) -> str | None:
         """The marker of a comment by the factory: its property is signed for this very issue."""
-        values = [_dig(p, "value") for p in _items(comment.get("properties")) if _dig(p, "key") == _PROPERTY]
-        for marker, signed in ((_dig(value, "marker"), _dig(value, "signature")) for value in values):
+        values = [dig(p, "value") for p in items(comment.get("properties")) if dig(p, "key") == _PROPERTY]
+        for marker, signed in ((dig(value, "marker"), dig(value, "signature")) for value in values):
             if isinstance(marker, str) and isinstance(signed, str) and self._is_ours(key, marker, signed):
                 return marker
         return None
@@ -289,7 +290,7 @@ class JiraBoard:
     def _transit(self, key: str, state: str) -> None:
         """One look and one step. Raises _Conflict when the issue changed in between."""
         path, wanted = self._path(key), state.strip().casefold()
-        there = _one_line(_dig(self._site.ask("GET", path, fields="status"), "fields", "status", "name"))
+        there = one_line(dig(self._site.ask("GET", path, fields="status"), "fields", "status", "name"))
         if there and there.casefold() == wanted:
             return
         ways = self._ways(f"{path}/transitions")
@@ -305,8 +306,8 @@ class JiraBoard:
         """Status without case -> its name and the transition that leads to it, whose own name may be anything."""
         ways: dict[str, tuple[str, str]] = {}
         for way in _list(self._site.ask("GET", path), "transitions"):
-            name, number = _one_line(_dig(way, "to", "name")), _dig(way, "id")
-            if name and isinstance(number, str) and _dig(way, "isAvailable") is not False:
+            name, number = one_line(dig(way, "to", "name")), dig(way, "id")
+            if name and isinstance(number, str) and dig(way, "isAvailable") is not False:
                 ways.setdefault(name.casefold(), (name, number))
         return ways
 
@@ -318,7 +319,7 @@ class JiraBoard:
         fields: Payload = {
             "project": {"key": self._section.project},
             "issuetype": {"name": self._section.issue_type},
-            "summary": (_one_line(title) or "Untitled")[:_LONGEST_TITLE],
+            "summary": (one_line(title) or "Untitled")[:_LONGEST_TITLE],
             "description": to_document(_shortened(body)),
             "labels": labels,
         }
@@ -339,7 +340,7 @@ class JiraBoard:
         """A creation died before its last step: the factory has no word for the state in which the workflow starts."""
         states = self._section.states
         known = (*states.queue, states.working, states.review, states.rejected, states.parked)
-        return not ticket.closed and ticket.state.casefold() not in _folded(known)
+        return not ticket.closed and ticket.state.casefold() not in folded(known)
 
     def _path(self, key: str) -> str:
         if not self._key.fullmatch(key):
@@ -417,7 +418,7 @@ class _Site:
         text = str(value)
         for secret in self._secrets:
             text = text.replace(secret, "***")
-        return (_one_line(text) or "no reason given")[:300]
+        return (one_line(text) or "no reason given")[:300]
 
     def _note_budget(self, answer: httpx.Response) -> None:
         said = answer.headers.get("X-RateLimit-Remaining", "").strip()
@@ -469,7 +470,7 @@ def _reasons(answer: httpx.Response) -> str:
         return ""
     errors = said.get("errors")
     fields = [f"{name}: {why}" for name, why in errors.items()] if isinstance(errors, dict) else []
-    return "; ".join([*map(str, _items(said.get("errorMessages"))), *fields])
+    return "; ".join([*map(str, items(said.get("errorMessages"))), *fields])
 
 
 def _reset_at(headers: httpx.Headers) -> datetime | None:
@@ -478,20 +479,9 @@ def _reset_at(headers: httpx.Headers) -> datetime | None:
     try:
         if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", after):
             return datetime.now(UTC) + timedelta(seconds=float(after))
-        return _aware(parsedate_to_datetime(after))
+        return aware(parsedate_to_datetime(after))
     except (ValueError, OverflowError):
-        return _time(headers.get("X-RateLimit-Reset"))
-
-
-def _time(value: object) -> datetime | None:
-    try:
-        return _aware(datetime.fromisoformat(value.strip())) if isinstance(value, str) else None
-    except (ValueError, OverflowError):
-        return None
-
-
-def _aware(time: datetime) -> datetime:
-    return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+        return moment(headers.get("X-RateLimit-Reset"))
 
 
 def _next_token(page: Payload, seen: set[str]) -> str | None:
@@ -524,31 +514,9 @@ def _list(page: Payload, name: str) -> list[Any]:
     return found
 
 
-def _items(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _dig(value: object, *path: str) -> Any:
-    """The value at `path`, or None when something on the way is missing or no object."""
-    for name in path:
-        value = value.get(name) if isinstance(value, dict) else None
-    return value
-
-
-def _one_line(value: object) -> str | None:
-    """Printable text in one line, or None."""
-    if not isinstance(value, str):
-        return None
-    return " ".join("".join(c if c.isprintable() else " " for c in value).split()) or None
-
-
 def _labels(fields: object) -> list[str]:
     """Trimmed, in Jira's spelling."""
-    return [label for label in map(_one_line, _items(_dig(fields, "labels"))) if label]
-
-
-def _folded(names: Iterable[str]) -> set[str]:
-    return {name.casefold() for name in names}
+    return [label for label in map(one_line, items(dig(fields, "labels"))) if label]
 
 
 def _plain_labels(labels: Sequence[str]) -> list[str]:

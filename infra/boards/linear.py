@@ -18,6 +18,7 @@ import httpx
 
 from infra.boards import Comment, Ticket
 from infra.boards.markers import seal, signature, unseal
+from infra.boards.payloads import dig, folded, items, moment, one_line
 from infra.errors import (
     AuthFailed,
     BrokenPagination,
@@ -124,7 +125,7 @@ class LinearBoard:
         self._section = section
         self._token = section.token.get_secret_value()
         self._api = _Api(section.url, self._token)
-        self._closed = _folded(section.states.closed)
+        self._closed = folded(section.states.closed)
         self._key = re.compile(rf"{re.escape(section.team)}-([1-9][0-9]{{0,8}})")
         self._team: _Team | None = None
 
@@ -141,7 +142,7 @@ class LinearBoard:
             return []
         issues = self._open_issues(list(wanted.values()), list(required.values()))
         found = [ticket for issue in issues for ticket in self._usable(issue) if not ticket.closed]
-        fitting = [t for t in found if t.state.casefold() in wanted and required.keys() <= _folded(t.labels)]
+        fitting = [t for t in found if t.state.casefold() in wanted and required.keys() <= folded(t.labels)]
         return sorted({ticket.key: ticket for ticket in fitting}.values(), key=_number)
 
     def tickets_by_keys(self, keys: list[str]) -> list[Ticket]:
@@ -156,7 +157,7 @@ class LinearBoard:
     def move(self, key: str, state: str) -> None:
         """Set the ticket's state; none when it is there already. Raises ConfigError that lists the team's states."""
         _, issue = self._one(key)
-        if (_one_line(_dig(issue, "state", "name")) or "").casefold() == state.strip().casefold():
+        if (one_line(dig(issue, "state", "name")) or "").casefold() == state.strip().casefold():
             return
         try:
             self._write(_MOVE, "issueUpdate", id=_id(issue), state=self._state(state))
@@ -182,7 +183,7 @@ class LinearBoard:
         for label in self._labels([name for name in wanted if name.casefold() not in there]):
             self._write(_ADD_LABEL, "issueAddLabel", id=_id(issue), label=label)
         for name in _distinct(remove):
-            if name.casefold() in there and name.casefold() not in _folded(wanted):
+            if name.casefold() in there and name.casefold() not in folded(wanted):
                 self._write(_REMOVE_LABEL, "issueRemoveLabel", id=_id(issue), label=there[name.casefold()])
 
     def create(
@@ -195,7 +196,7 @@ class LinearBoard:
         wanted: Payload = {
             "teamId": self._known_team().id,
             "stateId": self._state(self._section.states.queue[0]),
-            "title": (_one_line(title) or "Untitled")[:_LONGEST_TITLE],
+            "title": (one_line(title) or "Untitled")[:_LONGEST_TITLE],
             "description": seal(self._token, "new", marker, _storable(body)),
             "labelIds": self._labels(_distinct([*labels, CREATED_LABEL])),
         }
@@ -225,7 +226,7 @@ class LinearBoard:
     def _team_answer(self, query: str, **variables: Any) -> Payload:
         """Raises ConfigError when the team is not there: Linear itself then only answers with nothing."""
         answer = self._api.ask(query, team=self._section.team, **variables)
-        if not _list(_dig(answer, "teams"), "teams"):
+        if not _list(dig(answer, "teams"), "teams"):
             raise ConfigError(
                 f"Linear has no team {self._section.team!r} that the token of board {self.name!r} may see; correct "
                 "`team` or give the token's user access"
@@ -236,7 +237,7 @@ class LinearBoard:
         """The id of the token's user, and the raw issues with comments, archived ones too but not those in the trash."""
         answer = self._team_answer(_WHOLE, filter=filter_, first=first)
         issues = self._issues(_WHOLE, answer, {"filter": filter_, "first": first})
-        return _id(answer.get("viewer")), [issue for issue in issues if _dig(issue, "trashed") is not True]
+        return _id(answer.get("viewer")), [issue for issue in issues if dig(issue, "trashed") is not True]
 
     def _named(self, keys: list[str]) -> tuple[str, list[Any]]:
         numbers = [int(key.rpartition("-")[2]) for key in keys]
@@ -248,7 +249,7 @@ class LinearBoard:
             team = self._section.team
             raise ConfigError(f"{key!r} is no key of Linear's team {team!r}; use one like {team}-12")
         me, issues = self._named([key])
-        issue = next((issue for issue in issues if _dig(issue, "identifier") == key), None)
+        issue = next((issue for issue in issues if dig(issue, "identifier") == key), None)
         if issue is None:
             raise ConfigError(
                 f"Linear has no issue {key!r} that the token of board {self.name!r} may see; look whether it was deleted"
@@ -260,7 +261,7 @@ class LinearBoard:
         mark = signature(self._token, "new", marker)
         labelled = {"some": {"name": {"eqIgnoreCase": CREATED_LABEL}}}
         me, issues = self._matching({**self._of_team(), "labels": labelled, "description": {"contains": mark}}, 10)
-        marked = [issue for issue in issues if mark in _text(_dig(issue, "description"))]
+        marked = [issue for issue in issues if mark in _text(dig(issue, "description"))]
         ours = [issue for issue in marked if not _by_another(issue, me, "creator", "externalUserCreator")]
         return [self._whole(issue, me) for issue in ours]
 
@@ -276,12 +277,12 @@ class LinearBoard:
 
     def _ticket(self, issue: object) -> Ticket:
         """Raises ProviderFault when key, title, state or a blocker is not usable; anything else is left out (TR3)."""
-        key = _dig(issue, "identifier")
+        key = dig(issue, "identifier")
         if not isinstance(issue, dict) or not isinstance(key, str) or not self._key.fullmatch(key):
             raise ProviderFault(
                 f"an issue of Linear has the unusable key {ascii(key)[:80]}; look at the team in Linear"
             )
-        title, state = _one_line(issue.get("title")), _one_line(_dig(issue, "state", "name"))
+        title, state = one_line(issue.get("title")), one_line(dig(issue, "state", "name"))
         if not title or not state:
             raise ProviderFault(f"issue {key!r} of Linear has no usable {'state' if title else 'title'}; look at it")
         names = [_label_name(label) for label in self._all(issue, "labels")]
@@ -293,28 +294,28 @@ class LinearBoard:
             state=state,
             labels=tuple(dict.fromkeys(name.lower() for name in names if name)),
             priority=_priority(issue.get("priority")),
-            author=_one_line(_dig(issue, "creator", "displayName")),
-            assignee=_one_line(_dig(issue, "assignee", "displayName")),
+            author=one_line(dig(issue, "creator", "displayName")),
+            assignee=one_line(dig(issue, "assignee", "displayName")),
             blocked_by=self._blockers(key, issue),
             closed=self._is_closed(issue),
-            created_at=_time(issue.get("createdAt")),
-            updated_at=_time(issue.get("updatedAt")),
-            url=_one_line(issue.get("url")) or "",
+            created_at=moment(issue.get("createdAt")),
+            updated_at=moment(issue.get("updatedAt")),
+            url=one_line(issue.get("url")) or "",
         )
 
     def _blockers(self, key: str, issue: Payload) -> tuple[str, ...]:
         """Issues that block this one and are not finished, those of other teams too (SM12)."""
-        blocks = [r for r in self._all(issue, "inverseRelations") if _dig(r, "type") == "blocks"]
-        keys = [_one_line(_dig(r, "issue", "identifier")) for r in blocks if not self._is_closed(_dig(r, "issue"))]
+        blocks = [r for r in self._all(issue, "inverseRelations") if dig(r, "type") == "blocks"]
+        keys = [one_line(dig(r, "issue", "identifier")) for r in blocks if not self._is_closed(dig(r, "issue"))]
         if None in keys:
             raise ProviderFault(f"a blocker of issue {key!r} of Linear has no usable key; look at its relations")
         return tuple(dict.fromkeys(key for key in keys if key))
 
     def _is_closed(self, issue: object) -> bool:
         """An archived issue is on no board any more."""
-        name = _one_line(_dig(issue, "state", "name")) or ""
-        archived = _dig(issue, "archivedAt") is not None
-        return archived or _dig(issue, "state", "type") in _FINISHED or name.casefold() in self._closed
+        name = one_line(dig(issue, "state", "name")) or ""
+        archived = dig(issue, "archivedAt") is not None
+        return archived or dig(issue, "state", "type") in _FINISHED or name.casefold() in self._closed
 
     def _whole(self, issue: Payload, me: str) -> Ticket:
         ticket = self._ticket(issue)
@@ -324,21 +325,21 @@ class LinearBoard:
     def _raw_comments(self, issue: Payload) -> list[Payload]:
         """All comments, each once, oldest first."""
         comments = {_id(comment): comment for comment in self._all(issue, "comments")}
-        return sorted(comments.values(), key=lambda c: _time(c.get("createdAt")) or datetime.max.replace(tzinfo=UTC))
+        return sorted(comments.values(), key=lambda c: moment(c.get("createdAt")) or datetime.max.replace(tzinfo=UTC))
 
     def _comment(self, key: str, comment: Payload, me: str) -> Comment:
         """The mark of a comment counts only when nobody else wrote it."""
         text = _text(comment.get("body"))
         own = not _by_another(comment, me, "user", "externalUser")
         body, marker = unseal(self._token, key, text) if own else (text, None)
-        author = _one_line(_dig(comment, "user", "displayName")) or "unknown"
-        return Comment(author=author, at=_time(comment.get("createdAt")), body=body, marker=marker)
+        author = one_line(dig(comment, "user", "displayName")) or "unknown"
+        return Comment(author=author, at=moment(comment.get("createdAt")), body=body, marker=marker)
 
     def _all(self, issue: Payload, name: str) -> Iterator[Any]:
         """The nodes of one of an issue's connections, on all pages."""
 
         def following(after: str) -> object:
-            return _dig(self._api.ask(_MORE[name], id=_id(issue), after=after), "issue", name)
+            return dig(self._api.ask(_MORE[name], id=_id(issue), after=after), "issue", name)
 
         return _pages(issue.get(name), following)
 
@@ -360,8 +361,8 @@ class LinearBoard:
 
     def _read_team(self) -> _Team:
         [team, *_] = self._team_answer(_TEAM)["teams"]["nodes"]
-        states = _list(_dig(team, "states"), "states")
-        named = [(name, _id(state)) for state in states if (name := _one_line(_dig(state, "name")))]
+        states = _list(dig(team, "states"), "states")
+        named = [(name, _id(state)) for state in states if (name := one_line(dig(state, "name")))]
         return _Team(_id(team), {name.casefold(): (name, number) for name, number in reversed(named)})
 
     def _state(self, name: str) -> str:
@@ -451,9 +452,9 @@ class _Api:
     def _data(self, answer: httpx.Response, asked: str) -> Payload:
         """Errors come with any status, 200 included, and a rate limit with 400."""
         said = _json(answer.content)
-        errors = _dig(said, "errors")
-        self._check(answer, [error for error in _items(errors) if isinstance(error, dict)], asked)
-        data = _dig(said, "data")
+        errors = dig(said, "errors")
+        self._check(answer, [error for error in items(errors) if isinstance(error, dict)], asked)
+        data = dig(said, "data")
         if errors or not isinstance(data, dict):
             raise ProviderFault(f"Linear's answer to {asked} has no usable `data`; check `url`")
         return data
@@ -474,7 +475,7 @@ class _Api:
 
     def _harmless(self, text: str) -> str:
         """Foreign words for a message: short, printable and without our token."""
-        return (_one_line(text.replace(self._token, "***")) or "no reason given")[:_LONGEST_REASON]
+        return (one_line(text.replace(self._token, "***")) or "no reason given")[:_LONGEST_REASON]
 
 
 def _pages(connection: object, following: Callable[[str], object]) -> Iterator[Any]:
@@ -503,23 +504,23 @@ def _later(following: Callable[[str], object], after: str) -> tuple[list[Any], s
 
 def _page(connection: object) -> tuple[list[Any], str | None]:
     """Nodes, and the cursor of the page after them."""
-    nodes, more = _list(connection, "a list"), _dig(connection, "pageInfo", "hasNextPage")
+    nodes, more = _list(connection, "a list"), dig(connection, "pageInfo", "hasNextPage")
     if not isinstance(more, bool):
         raise ProviderFault("Linear's answer does not say whether a list goes on; check `url`")
-    cursor = _dig(connection, "pageInfo", "endCursor") if more else None
+    cursor = dig(connection, "pageInfo", "endCursor") if more else None
     if more and (not isinstance(cursor, str) or not cursor):
         raise BrokenPagination("Linear's answer does not say where a list goes on; read everything again")
     return nodes, cursor
 
 
 def _list(connection: object, name: str) -> list[Any]:
-    if not isinstance(nodes := _dig(connection, "nodes"), list):
+    if not isinstance(nodes := dig(connection, "nodes"), list):
         raise ProviderFault(f"Linear's answer has no nodes for {name}; check `url`")
     return nodes
 
 
 def _id(node: object) -> str:
-    if not isinstance(number := _dig(node, "id"), str) or not number:
+    if not isinstance(number := dig(node, "id"), str) or not number:
         raise ProviderFault(f"something in Linear's answer has the unusable id {ascii(number)[:80]}; check `url`")
     return number
 
@@ -527,7 +528,7 @@ def _id(node: object) -> str:
 def _by_another(record: Payload, me: str, person: str, outsider: str) -> bool:
     """Somebody other than the token's user wrote it. What an application wrote may be without a person."""
     author = record.get(person)
-    return (author is not None and _dig(author, "id") != me) or record.get(outsider) is not None
+    return (author is not None and dig(author, "id") != me) or record.get(outsider) is not None
 
 
 def _json(content: bytes) -> object:
@@ -539,12 +540,12 @@ def _json(content: bytes) -> object:
 
 def _kinds(error: Payload) -> list[str]:
     """`type` and `code` of an error, in letters only: Linear writes both `authentication error` and AUTHENTICATION_ERROR."""
-    names = [_dig(error, "extensions", "type"), _dig(error, "extensions", "code")]
+    names = [dig(error, "extensions", "type"), dig(error, "extensions", "code")]
     return [re.sub(r"[^a-z]", "", name.lower()) for name in names if isinstance(name, str)]
 
 
 def _reason(error: Payload) -> str:
-    said = _dig(error, "extensions", "userPresentableMessage") or error.get("message")
+    said = dig(error, "extensions", "userPresentableMessage") or error.get("message")
     return said if isinstance(said, str) else ""
 
 
@@ -581,47 +582,17 @@ def _text(value: object) -> str:
     return _storable(value) if isinstance(value, str) else ""
 
 
-def _one_line(value: object) -> str | None:
-    """Printable text in one line, or None."""
-    if not isinstance(value, str):
-        return None
-    return " ".join("".join(c if c.isprintable() else " " for c in value).split()) or None
-
-
 def _label_name(label: object) -> str | None:
-    return _one_line(_dig(label, "name"))
+    return one_line(dig(label, "name"))
 
 
 def _distinct(labels: Iterable[str]) -> list[str]:
     """In one line each, without blank and repeated ones, in the first spelling."""
     named: dict[str, str] = {}
-    for name in filter(None, map(_one_line, labels)):
+    for name in filter(None, map(one_line, labels)):
         named.setdefault(name.casefold(), name)
     return [*named.values()]
 
 
-def _folded(names: Iterable[str]) -> set[str]:
-    return {name.casefold() for name in names}
-
-
 def _number(ticket: Ticket) -> int:
     return int(ticket.key.rpartition("-")[2])
-
-
-def _time(value: object) -> datetime | None:
-    try:
-        time = datetime.fromisoformat(value.strip()) if isinstance(value, str) else None
-        return time and (time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC))
-    except (ValueError, OverflowError):
-        return None
-
-
-def _items(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _dig(value: object, *path: str) -> Any:
-    """The value at `path`, or None when something on the way is missing or no object."""
-    for name in path:
-        value = value.get(name) if isinstance(value, dict) else None
-    return value
