@@ -6,7 +6,6 @@ given to; every node has a deployment of its own, named like the node, so that a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +13,10 @@ from infra.fleet import pool_name
 from infra.settings import Settings
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from prefect.client.orchestration import PrefectClient
+    from prefect.events.schemas.automations import AutomationCore
     from prefect.flows import Flow
 
 CONTROL = "control"
@@ -116,7 +118,7 @@ async def ensure_pool(client: PrefectClient, name: str, slots: int) -> None:
     await client.create_work_pool(WorkPoolCreate(name=name, type="process", concurrency_limit=slots), overwrite=True)
 
 
-def triggers(deployment_id: Any) -> Mapping[str, Any]:
+def webhook_trigger(dispatch_id: UUID) -> AutomationCore:
     """The automation that starts a tick for one ticket as soon as a webhook's event names it."""
     from prefect.events.actions import RunDeployment
     from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
@@ -124,35 +126,33 @@ def triggers(deployment_id: Any) -> Mapping[str, Any]:
     def from_event(name: str) -> dict[str, str]:
         return {"__prefect_kind": "jinja", "template": "{{ event.payload." + name + " }}"}
 
-    return {
-        "dispatch on webhook": AutomationCore(
-            name="dispatch on webhook",
-            description="A ticket was touched on its board: look at it now, not at the next tick.",
-            trigger=EventTrigger(
-                expect={"darkfactory.ticket.touched"},
-                match={"prefect.resource.id": "darkfactory.ticket.*"},
-                posture=Posture.Reactive,
-                threshold=1,
-            ),
-            actions=[
-                RunDeployment(
-                    source="selected",
-                    deployment_id=deployment_id,
-                    parameters={"board": from_event("board"), "ticket": from_event("ticket")},
-                )
-            ],
-        )
-    }
+    return AutomationCore(
+        name="dispatch on webhook",
+        description="A ticket was touched on its board: look at it now, not at the next tick.",
+        trigger=EventTrigger(
+            expect={"darkfactory.ticket.touched"},
+            match={"prefect.resource.id": "darkfactory.ticket.*"},
+            posture=Posture.Reactive,
+            threshold=1,
+        ),
+        actions=[
+            RunDeployment(
+                source="selected",
+                deployment_id=dispatch_id,
+                parameters={"board": from_event("board"), "ticket": from_event("ticket")},
+            )
+        ],
+    )
 
 
 async def ensure_triggers(client: PrefectClient) -> None:
-    """Create the automations, or bring them up to date."""
+    """Create the automation, or bring it up to date."""
     dispatch = await client.read_deployment_by_name("dispatch-tickets/dispatch")
-    for name, automation in triggers(dispatch.id).items():
-        found = await client.read_automations_by_name(name)
-        if found:
-            await client.update_automation(found[0].id, automation)
-            for extra in found[1:]:
-                await client.delete_automation(extra.id)
-        else:
-            await client.create_automation(automation)
+    automation = webhook_trigger(dispatch.id)
+    found = await client.read_automations_by_name(automation.name)
+    if not found:
+        await client.create_automation(automation)
+        return
+    await client.update_automation(found[0].id, automation)
+    for extra in found[1:]:
+        await client.delete_automation(extra.id)

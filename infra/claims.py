@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Literal
 
-from sqlalchemy import CheckConstraint, ColumnElement, Index, Select, func, literal, select, text, update
+from sqlalchemy import CheckConstraint, Index, Select, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from infra.boards import Ticket
-from infra.database import Database, Row, Table
+from infra.database import Clock, Database, Row, Table, now
 from infra.errors import CapacityUnavailable, FencedOff
 from infra.redaction import redact
 
@@ -107,9 +108,9 @@ class Claim(Row):
 class Claims:
     """Reads and changes of the claims of all boards. `clock` replaces the database's clock in tests."""
 
-    def __init__(self, database: Database, clock: Callable[[], datetime] | None = None) -> None:
+    def __init__(self, database: Database, clock: Clock | None = None) -> None:
         self._transaction = database.transaction
-        self._clock = clock
+        self._now = partial(now, clock=clock)
 
     def claim(
         self,
@@ -393,10 +394,6 @@ class Claims:
 
     def _read(self, session: Session, query: Select[tuple[ClaimTable]]) -> list[Claim]:
         return [Claim.model_validate(row) for row in session.scalars(query.order_by(ClaimTable.updated_at))]
-
-    def _now(self, session: Session) -> datetime:
-        now: ColumnElement[datetime] = func.now() if self._clock is None else literal(self._clock())
-        return session.scalars(select(now)).one()
 
 
 def is_claimable(claim: Claim | ClaimTable, ticket: Ticket, now: datetime) -> bool:

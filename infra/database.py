@@ -5,14 +5,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict
-from sqlalchemy import BigInteger, DateTime, Engine, MetaData, Text, create_engine, func, select, text
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    DateTime,
+    Engine,
+    MetaData,
+    Text,
+    create_engine,
+    func,
+    literal,
+    select,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Session
@@ -55,6 +67,16 @@ class Row(Frozen):
     """A value read from the ledger. Times are aware."""
 
     model_config = ConfigDict(from_attributes=True, extra="ignore")
+
+
+Clock = Callable[[], datetime]
+"""Stands in for the database's clock where a test moves the time."""
+
+
+def now(session: Session, clock: Clock | None = None) -> datetime:
+    """The database's time (of this transaction's start), which machines with wrong clocks agree on."""
+    time: ColumnElement[datetime] = func.now() if clock is None else literal(clock())
+    return session.scalars(select(time)).one()
 
 
 def open_database(settings: Settings) -> Database:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Literal
 
-from sqlalchemy import CheckConstraint, ColumnElement, func, literal, select, update
+from sqlalchemy import CheckConstraint, func, select, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 
-from infra.database import Database, Row, Table
+from infra.database import Clock, Database, Row, Table, now
 from infra.errors import ConfigError
 
 NodeState = Literal["active", "draining", "left"]
@@ -57,9 +58,9 @@ def pool_name(node: str) -> str:
 class Fleet:
     """Reads and changes of the nodes. `clock` replaces the database's clock in tests."""
 
-    def __init__(self, database: Database, clock: Callable[[], datetime] | None = None) -> None:
+    def __init__(self, database: Database, clock: Clock | None = None) -> None:
         self._transaction = database.transaction
-        self._clock = clock
+        self._now = partial(now, clock=clock)
 
     def join(
         self, name: str, *, slots: int, labels: Sequence[str], machine: str, provider: str, lease_seconds: float
@@ -109,7 +110,3 @@ class Fleet:
                 Node.model_validate(row).model_copy(update={"alive": row.state != "left" and row.lease_until > now})
                 for row in rows
             ]
-
-    def _now(self, session: Session) -> datetime:
-        now: ColumnElement[datetime] = func.now() if self._clock is None else literal(self._clock())
-        return session.scalars(select(now)).one()

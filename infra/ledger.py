@@ -29,7 +29,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from infra.boards import Ticket
-from infra.database import SCHEMA, Database, Row, Table, open_database
+from infra.database import SCHEMA, Database, Row, Table, now, open_database
 from infra.errors import ConfigError
 from infra.llm import Usage
 from infra.pull_requests import PullRequest
@@ -273,7 +273,7 @@ class Ledger:
             if last and last.ended_at is None:
                 if (last.base_sha, last.revision) == (base_sha, revision):
                     return Attempt.model_validate(last)
-                last.ended_at, last.outcome, last.error = _now(session), "cancelled", "the ticket or its base changed"
+                last.ended_at, last.outcome, last.error = now(session), "cancelled", "the ticket or its base changed"
             fresh = AttemptTable(
                 board=self.board,
                 ticket=ticket_key,
@@ -458,10 +458,6 @@ class Ledger:
         """Two starters of the same ticket wait for each other here, so both get the same attempt."""
         if session.get(TicketTable, (self.board, ticket_key), with_for_update=True) is None:
             raise ConfigError(f"ticket {ticket_key!r} is not in the ledger; record it before an attempt is started")
-
-
-def _now(session: Session) -> datetime:
-    return session.scalars(select(func.now())).one()
 
 
 def _clean(value: str) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 
-from sqlalchemy import ColumnElement, func, literal, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 
-from infra.database import Database, Row, Table
+from infra.database import Clock, Database, Row, Table, now
 from infra.redaction import redact
 
 DISPATCH = "dispatch"
@@ -52,9 +52,9 @@ class Pause(Row):
 class Pauses:
     """Reads and changes of the pauses. `clock` replaces the database's clock in tests."""
 
-    def __init__(self, database: Database, clock: Callable[[], datetime] | None = None) -> None:
+    def __init__(self, database: Database, clock: Clock | None = None) -> None:
         self._transaction = database.transaction
-        self._clock = clock
+        self._now = partial(now, clock=clock)
 
     def pause(self, scope: str, reason: str, until: datetime | None, *, by_hand: bool = False) -> bool:
         """Pause a scope, or move its end. True when it was not paused before, so that people are told once."""
@@ -125,10 +125,6 @@ class Pauses:
                 return False
             row.lifted_at, row.times, row.probe = self._now(session), 0, None
             return was
-
-    def _now(self, session: Session) -> datetime:
-        now: ColumnElement[datetime] = func.now() if self._clock is None else literal(self._clock())
-        return session.scalars(select(now)).one()
 
 
 def _active(row: PauseTable, now: datetime) -> bool:
