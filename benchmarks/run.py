@@ -56,16 +56,25 @@ async def code_only(key: str, repository: str) -> tuple[str, str, int]:
     from prefect import flow
 
     from flows.ticket import work
+    from tasks.attempts import close
     from tasks.collecting import collect
-    from tasks.intake import close, take_in, write_brief
+    from tasks.holding import holding, take_hold
+    from tasks.intake import alone, find_repository, find_ticket, take_in, write_brief
     from tasks.judging import decide
     from tasks.measuring import measure, rank
-    from tasks.models import Audit, Feedback, Outcome, Plan, TestChange, WorkUnit
+    from tasks.models import Audit, Feedback, Job, Outcome, Plan, TestChange, WorkUnit
     from tasks.testing import credible_tests
 
     @flow(name="benchmark-ticket", flow_run_name=key)
     async def benchmark_ticket() -> tuple[str, str, int]:
-        job = await take_in(key, repository)
+        found = find_ticket(key)
+        with alone(found):
+            claim = take_hold(found, find_repository(found, repository)[0], None)
+            async with holding(claim):
+                job = await take_in(found, repository, claim, False)
+                return await coding_rounds(job)
+
+    async def coding_rounds(job: Job) -> tuple[str, str, int]:
         brief = await write_brief(job)
         plan = Plan(summary=job.ticket.title, effort=1, units=(WorkUnit(id="u1", title=job.ticket.title),))
         tests: tuple[TestChange, ...] = (brief.ticket_tests,) if brief.ticket_tests else ()
