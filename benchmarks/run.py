@@ -36,8 +36,10 @@ async def run_factory(ticket: BenchTicket, folder: Path, part: str) -> dict[str,
     from tasks import services
 
     checkout = materialise(ticket, folder / "repository")
-    services.board().path.mkdir(parents=True, exist_ok=True)
-    (services.board().path / f"{ticket.key}.md").write_text(ticket.text)
+    board = services.settings().board
+    assert board is not None  # noqa: S101  main has set it
+    board.mkdir(parents=True, exist_ok=True)
+    (board / f"{ticket.key}.md").write_text(ticket.text)
     started = time.monotonic()
     decision: str
     if part == "full":
