@@ -52,6 +52,21 @@ class QuotaExhausted(InfraError):
     """The money or the plan is used up: waiting does not help, a person has to act."""
 
 
+class BudgetExhausted(InfraError):
+    """A cap of the section `budgets` would be passed, so the call was not made.
+
+    `scope` is the cap; `reset_at` when the cap of a day or month opens again, None for those of a ticket.
+    """
+
+    category = "budget"
+
+    def __init__(
+        self, message: str, scope: Literal["ticket", "role", "day", "month"], reset_at: datetime | None = None
+    ) -> None:
+        super().__init__(message)
+        self.scope, self.reset_at = scope, reset_at
+
+
 class CapacityUnavailable(InfraError):
     """The provider is up but has no room (overloaded, 503, 529)."""
 

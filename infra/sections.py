@@ -1,4 +1,4 @@
-"""The sections of `factory.yaml`: boards, repositories, dispatch, nodes' defaults, notifications and webhooks.
+"""The sections of `factory.yaml`: boards, repositories, models, agents, roles, budgets, dispatch, notifications, webhooks.
 
 Secrets stand in the file only as `$NAME`, read from the environment (CF4).
 """
@@ -107,6 +107,37 @@ class GitHubForgeSection(Section):
     url: str = "https://api.github.com"
 
 
+class StewardSection(Section):
+    """How the factory looks after the pull requests it opened in a repository (T15)."""
+
+    enabled: bool = True
+    every_seconds: float = Field(default=600, ge=60)
+    max_ci_fixes: int = Field(default=2, ge=0)
+    max_review_rounds: int = Field(default=3, ge=0)
+    max_conflict_fixes: int = Field(default=2, ge=0)
+    qa: str | None = None
+    """Shell command whose output and files are attached to the pull request as proof; run in the sandbox."""
+    qa_artifacts: tuple[str, ...] = ()
+    """Glob patterns of the files that the command leaves as proof."""
+    merge: Literal["never", "when-green", "when-approved"] = "never"
+
+
+class ActionsSection(Section):
+    """GitHub Actions as compute (A7): a repository that holds the shipped workflow, and how much of it may be used."""
+
+    project: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    """`owner/name` of the repository whose runners are used."""
+    token: Secret
+    workflow: str = "darkfactory-unit.yml"
+    ref: str = "main"
+    model: str = "openai/openai/gpt-4.1-mini"
+    """What the runner's agent asks, by the GitHub Models API."""
+    parallel: int = Field(default=8, ge=1, le=20)
+    minutes_per_month: int = Field(default=2000, ge=0)
+    requests_per_day: int = Field(default=150, ge=0)
+    url: str = "https://api.github.com"
+
+
 class RepositorySection(Section):
     """A repository the factory may work on. `remote` is where branches are pushed; None: a bare one is made in home.
 
@@ -122,6 +153,11 @@ class RepositorySection(Section):
     keywords: tuple[str, ...] = ()
     node_labels: tuple[str, ...] = ()
     max_running: int | None = Field(default=None, ge=1)
+    public: bool = False
+    """Its code may be shown to models of `trust: public`."""
+    steward: StewardSection = StewardSection()
+    actions: ActionsSection | None = None
+    """Coders may run on GitHub Actions; None: never."""
 
 
 class DispatchSection(Section):
@@ -172,3 +208,64 @@ class StrongModelSection(Section):
     key: Secret | None = None
     context_tokens: int | None = Field(default=None, gt=0)
     usd_per_million_tokens: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+class ModelSection(Section):
+    """One model that calls may go to. Models of one level are tried in the order of the file."""
+
+    model: str
+    """As the setting `model`: `embedded`, `openai/MODEL` or `anthropic/MODEL`."""
+    url: str | None = None
+    key: Secret | None = None
+    level: Literal["usual", "strong"] = "usual"
+    tier: Literal["small", "capable"] | None = None
+    context_tokens: int | None = Field(default=None, gt=0)
+    timeout_seconds: float | None = Field(default=None, gt=0)
+    usd_per_million_tokens: tuple[float, float, float] | None = None
+    """Price of prompt, cached prompt and completion tokens; None: the price list's."""
+    trust: Literal["private", "public"] = "private"
+    """`public`: sees only code of repositories that are `public: true` (free tiers may train on what they are sent)."""
+
+
+class RoleSection(Section):
+    """Which model, or which agent, a role of the factory uses."""
+
+    level: Literal["usual", "strong"] = "usual"
+    strong_from_effort: int | None = Field(default=None, ge=1, le=5)
+    """From this effort of the plan on, the strong level is used."""
+    agent: str | None = None
+    """Only for the coder: the agent of `agents` that does the work; None: the built-in one."""
+
+
+class BudgetsSection(Section):
+    """Caps in USD; work stops before one is passed. None: no cap."""
+
+    ticket_usd: float | None = Field(default=None, ge=0)
+    day_usd: float | None = Field(default=None, ge=0)
+    month_usd: float | None = Field(default=None, ge=0)
+    role_usd: dict[str, float] = {}
+    """Per role and ticket."""
+    ticket_agents: int | None = Field(default=None, ge=1)
+    """Agent sessions of one ticket, over all its attempts (RB11)."""
+
+
+class AgentSection(Section):
+    """A coding agent installed on the nodes that takes over the coder's work (A2)."""
+
+    kind: Literal["claude-code", "codex", "opencode", "mini-swe-agent", "command"]
+    program: str | None = None
+    """Path or name of the program; None: the usual name. For `command`: the shell command."""
+    model: str | None = None
+    url: str | None = None
+    """Base URL of the model endpoint; None: the vendor's own."""
+    key: Secret | None = None
+    """Handed to the endpoint by the factory's gateway; the agent never sees it. None: the agent's own login is shared."""
+    login: Path | None = None
+    """Folder with the agent's own login, shared by mount, never copied; None: the usual place in the user's home."""
+    hosts: tuple[str, ...] = ()
+    """Further `host:port` it may reach."""
+    max_seconds: float = Field(default=3600, gt=0)
+    max_turns: int = Field(default=100, ge=1)
+    max_usd: float | None = Field(default=None, gt=0)
+    """Reserved before a session, and given to the agent as its own limit where it has one."""
+    usd_per_million_tokens: tuple[float, float, float] | None = None

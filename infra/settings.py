@@ -27,11 +27,15 @@ from infra.errors import ConfigError
 from infra.llm import Tier
 from infra.mistakes import Conflicts, Document, Place, explain, nearest, read_document
 from infra.sections import (
+    AgentSection,
     BoardSection,
+    BudgetsSection,
     DispatchSection,
     FolderBoardSection,
+    ModelSection,
     NotifySection,
     RepositorySection,
+    RoleSection,
     Secret,
     StrongModelSection,
     WebhooksSection,
@@ -67,7 +71,9 @@ class Settings(BaseSettings):
 
     database_url: str | None = None
     """PostgreSQL for ledger and Prefect, `postgresql://…`; None: the embedded server."""
-    sandbox: Literal["bubblewrap", "none"] = "bubblewrap"
+    sandbox: Literal["bubblewrap", "docker", "podman", "none"] = "bubblewrap"
+    sandbox_image: str | None = None
+    """Image of the container backends; it needs a shell, git and the repository's toolchain."""
     command_timeout_seconds: float = Field(default=600, gt=0)
     command_output_bytes: int = Field(default=1_000_000, gt=0)
     command_memory_bytes: int = Field(default=4 << 30, gt=0)
@@ -80,6 +86,12 @@ class Settings(BaseSettings):
     dispatch: DispatchSection = DispatchSection()
     notify: NotifySection = NotifySection()
     webhooks: WebhooksSection = WebhooksSection()
+    models: dict[str, ModelSection] = {}
+    """Models by name, in order of preference; empty: only `model`, and `strong`."""
+    roles: dict[str, RoleSection] = {}
+    """Role -> level or agent; a role that is not named uses the usual level."""
+    agents: dict[str, AgentSection] = {}
+    budgets: BudgetsSection = BudgetsSection()
     strong: StrongModelSection | None = None
     """Takes over at attempt 3 (I9); None: every attempt uses `model`."""
     node: str | None = None
