@@ -3,6 +3,7 @@ first asked for, and a fresh migrated database per test."""
 
 from __future__ import annotations
 
+import gc
 import secrets
 import shutil
 import tempfile
@@ -19,6 +20,13 @@ from infra.postgres import ensure_postgres, stop_postgres
 from infra.settings import Settings
 
 _TEMPLATE = "ledger_template"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _leaks_show_where_they_were_made() -> Iterator[None]:
+    """A socket or file nobody closed warns when it is collected, which may be in another file's test, or never."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
