@@ -15,7 +15,7 @@ class FactoryError(Exception):
     exit_code = 1
     category = "work"
     service: str | None = None
-    """What failed, when it was not the model: `board:NAME` of factory.yaml. It is paused then, not the model's provider."""
+    """What failed, as pauses name it (`board:NAME`, `provider:NAME`), where that is known. It is paused then."""
 
 
 class ConfigError(FactoryError):
@@ -23,6 +23,10 @@ class ConfigError(FactoryError):
 
     exit_code = 2
     category = "config"
+
+
+class UnknownModel(ConfigError):
+    """The endpoint does not offer the model that the settings name, whatever it is asked."""
 
 
 class InfraError(FactoryError):
@@ -72,9 +76,14 @@ class CapacityUnavailable(InfraError):
 
 
 class Unreachable(InfraError):
-    """No connection, a time-out, a 5xx, or a stream that was cut."""
+    """No connection, a time-out, a 5xx, or a stream that was cut. `may_be_billed`: the request had reached the other side,
+    and nobody said what became of it."""
 
     category = "transport"
+
+    def __init__(self, message: str, *, may_be_billed: bool = False) -> None:
+        super().__init__(message)
+        self.may_be_billed = may_be_billed
 
 
 class ProviderFault(InfraError):

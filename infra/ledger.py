@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
+from pydantic import computed_field
 from pydantic_core import to_jsonable_python
 from sqlalchemy import (
     CheckConstraint,
+    ColumnElement,
     ForeignKey,
     ForeignKeyConstraint,
     Identity,
@@ -84,6 +86,7 @@ class SessionTable(Table):
     """One model call or agent session with the provider's own usage numbers. `call_key` makes it count once (OB3)."""
 
     __tablename__ = "sessions"
+    __table_args__ = (Index(None, "at"),)
     id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
     call_key: Mapped[str] = mapped_column(unique=True)
     attempt: Mapped[int] = mapped_column(ForeignKey(AttemptTable.id), index=True)
@@ -91,6 +94,8 @@ class SessionTable(Table):
     candidate: Mapped[int | None]
     round: Mapped[int]
     model: Mapped[str]
+    provider: Mapped[str | None]
+    effort: Mapped[int | None]
     node: Mapped[str]
     prompt_tokens: Mapped[int]
     cached_tokens: Mapped[int]
@@ -198,6 +203,37 @@ class TicketRow(Row):
     cost_usd: float
     last_event: str | None = None
     updated_at: datetime
+
+
+CostGroup = Literal["ticket", "role", "model", "node", "day"]
+
+
+class CostRow(Row):
+    """What the model calls of one group used and cost. `group` is a ticket as `board:key`, or a day (UTC) as 2026-11-01."""
+
+    group: str
+    calls: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    usd: float = 0.0
+
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's own order of the two
+    @property
+    def cached_share(self) -> float:
+        """Part of the prompt tokens that the provider did not read again, 0 to 1."""
+        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+
+
+class SeatUsage(Row):
+    """What one member of a role took on a ticket, by who answered. `candidate` tells the members of a role apart."""
+
+    role: str
+    candidate: int | None
+    model: str
+    provider: str | None
+    usage: Usage
 
 
 class TicketHistory(Row):
@@ -326,8 +362,13 @@ class Ledger:
         model: str,
         candidate: int | None = None,
         round: int = 0,
+        provider: str | None = None,
+        effort: int | None = None,
     ) -> None:
-        """Count one call's usage. The same `call_key` counts once, whoever repeats it (OB3)."""
+        """Count one call's usage. The same `call_key` counts once, whoever repeats it (OB3).
+
+        `provider` is who answered, as pauses name it; `effort` the plan's, 1 to 5.
+        """
         new = insert(SessionTable).values(
             attempt=attempt_id,
             call_key=call_key,
@@ -335,6 +376,8 @@ class Ledger:
             model=model,
             candidate=candidate,
             round=round,
+            provider=provider,
+            effort=effort,
             node=platform.node(),
             **usage.model_dump(),
         )
@@ -408,6 +451,38 @@ class Ledger:
                 row.role: Usage.model_validate({n: getattr(row, n) for n in names}) for row in session.execute(query)
             }
 
+    def usage_by_seat(self, ticket_key: str) -> list[SeatUsage]:
+        """Sum over all attempts, per role, candidate, provider and model, in the order of first use."""
+        names = tuple(Usage.model_fields)
+        seat = (SessionTable.role, SessionTable.candidate, SessionTable.model, SessionTable.provider)
+        query = (
+            select(*seat, *(func.sum(getattr(SessionTable, name)).label(name) for name in names))
+            .join(AttemptTable, AttemptTable.id == SessionTable.attempt)
+            .where(AttemptTable.board == self.board, AttemptTable.ticket == ticket_key)
+            .group_by(*seat)
+            .order_by(func.min(SessionTable.id))
+        )
+        with self._transaction() as session:
+            return [
+                SeatUsage(role=row.role, candidate=row.candidate, model=row.model, provider=row.provider,
+                          usage=Usage.model_validate({n: getattr(row, n) for n in names}))
+                for row in session.execute(query)
+            ]  # fmt: skip
+
+    def costs(self, group: CostGroup, since: datetime | None = None) -> list[CostRow]:
+        """What the calls of all boards since then used, the dearest group first; days in their order."""
+        label = _LABELS[group]
+        names = ("calls", "prompt_tokens", "cached_tokens", "completion_tokens", "seconds")
+        sums = [func.sum(getattr(SessionTable, name)).label(name) for name in names]
+        usd = func.sum(SessionTable.cost_usd).label("usd")
+        query = select(label.label("group"), *sums, usd).join(AttemptTable, AttemptTable.id == SessionTable.attempt)
+        if since is not None:
+            query = query.where(SessionTable.at >= since)
+        order = (label,) if group == "day" else (usd.desc(), label)
+        with self._transaction() as session:
+            rows = session.execute(query.group_by(label).order_by(*order))
+            return [CostRow.model_validate(dict(row)) for row in rows.mappings()]
+
     def overview(self, limit: int = 50) -> list[TicketRow]:
         """The tickets that something happened to last, newest first."""
         with self._transaction() as session:
@@ -458,6 +533,15 @@ class Ledger:
         """Two starters of the same ticket wait for each other here, so both get the same attempt."""
         if session.get(TicketTable, (self.board, ticket_key), with_for_update=True) is None:
             raise ConfigError(f"ticket {ticket_key!r} is not in the ledger; record it before an attempt is started")
+
+
+_LABELS: dict[CostGroup, ColumnElement[str]] = {
+    "ticket": AttemptTable.board + ":" + AttemptTable.ticket,
+    "role": SessionTable.role.expression,
+    "model": SessionTable.model.expression,
+    "node": SessionTable.node.expression,
+    "day": func.to_char(func.timezone("UTC", SessionTable.at), "YYYY-MM-DD"),
+}
 
 
 def _clean(value: str) -> str:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Callable, Collection
+from datetime import datetime, timedelta
 from functools import partial
 
 from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from infra.database import Clock, Database, Row, Table, now
 from infra.redaction import redact
 
 DISPATCH = "dispatch"
 """The scope that stops all launches (RB9)."""
-
+BUDGET = "budget"
+"""It stops them, too, until the money of a new day or month is there; no run may try, and no success ends it."""
 
 BY_HAND = "nobody"
 """In place of a probe: no run may try."""
 
 
 class PauseTable(Table):
-    """One paused scope: `dispatch`, `provider:NAME` or `node:NAME`. `until` null: until a person, or a probe, lifts it."""
+    """One paused scope: `dispatch`, `budget`, `provider:NAME` or `node:NAME`. `until` null: until a person, or a probe,
+    lifts it."""
 
     __tablename__ = "pauses"
     scope: Mapped[str] = mapped_column(primary_key=True)
@@ -60,12 +63,7 @@ class Pauses:
         """Pause a scope, or move its end. True when it was not paused before, so that people are told once."""
         with self._transaction() as session:
             now = self._now(session)
-            session.execute(
-                insert(PauseTable)
-                .values(scope=scope, reason=redact(reason), since=now, until=until, times=0, lifted_at=now)
-                .on_conflict_do_nothing(index_elements=["scope"])
-            )
-            row = session.get_one(PauseTable, scope, with_for_update=True)
+            row = _locked(session, scope, now)
             fresh = not _active(row, now)
             if not fresh and row.probe == BY_HAND and not by_hand:
                 return False
@@ -74,6 +72,50 @@ class Pauses:
             row.until, row.reason, row.lifted_at = until, redact(reason), None
             row.probe = BY_HAND if by_hand else None
             return fresh
+
+    def enter(self, scopes: Collection[str], probe: str, seconds: float) -> Pause | None:
+        """Ask to go where a pause may be: the one in the way, or None.
+
+        After a pause's time only one `probe` may go, to see whether it works again: for all others the scope stays paused
+        `seconds` more, or until `trip` or `prove`. One that died may come back under its name.
+        """
+        left = select(PauseTable).where(PauseTable.scope.in_(scopes), PauseTable.lifted_at.is_(None))
+        with self._transaction() as session:
+            now = self._now(session)
+            rows = session.scalars(left.order_by(PauseTable.scope).with_for_update()).all()
+            closed = next((row for row in rows if _active(row, now) and row.probe != probe), None)
+            if closed is not None:
+                return Pause.model_validate(closed)
+            for row in rows:
+                row.probe, row.until = probe, now + timedelta(seconds=seconds)
+            return None
+
+    def trip(
+        self, scope: str, reason: str, probe: str, end: Callable[[datetime, int], datetime]
+    ) -> tuple[datetime, bool]:
+        """Pause a scope after one more failure there, until `end(now, times in a row)`. A longer pause stays as it is.
+
+        Returns until when (the failure's own time where the pause has no end), and whether it is the first failure in a
+        row, so that people are told once.
+        """
+        with self._transaction() as session:
+            now = self._now(session)
+            row = _locked(session, scope, now)
+            standing = _active(row, now) and row.probe != probe
+            until = end(now, max(row.times + (not standing), 1))
+            if standing and (row.until is None or row.until >= until):
+                return row.until or until, False
+            first = row.times == 0
+            row.times += not standing
+            row.since = now if first else row.since
+            row.until, row.reason, row.lifted_at, row.probe = until, redact(reason), None, None
+            return until, first
+
+    def prove(self, scopes: Collection[str], probe: str) -> None:
+        """The `probe` worked: what was paused there is open again, and its history forgotten."""
+        proved = update(PauseTable).where(PauseTable.scope.in_(scopes), PauseTable.probe == probe)
+        with self._transaction() as session:
+            session.execute(proved.values(lifted_at=self._now(session), times=0, probe=None))
 
     def active(self) -> dict[str, Pause]:
         """What is paused now, by scope."""
@@ -125,6 +167,16 @@ class Pauses:
                 return False
             row.lifted_at, row.times, row.probe = self._now(session), 0, None
             return was
+
+
+def _locked(session: Session, scope: str, now: datetime) -> PauseTable:
+    """The scope's row, made as a lifted one where there is none; nobody else changes it in this transaction."""
+    session.execute(
+        insert(PauseTable)
+        .values(scope=scope, reason="", since=now, until=None, times=0, lifted_at=now)
+        .on_conflict_do_nothing(index_elements=["scope"])
+    )
+    return session.get_one(PauseTable, scope, with_for_update=True)
 
 
 def _active(row: PauseTable, now: datetime) -> bool:

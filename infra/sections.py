@@ -25,6 +25,9 @@ def _expand(value: Any) -> Any:
 
 Secret = Annotated[SecretStr, BeforeValidator(_expand)]
 
+HostPort = Annotated[str, Field(pattern=r"^((\*\.)?[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$")]
+"""`host:port`, `*.domain:port` (names below the domain, not itself), `address:port` or `[v6 address]:port`."""
+
 
 class Section(BaseModel):
     """Unknown names are errors, so that a typo is found at start."""
@@ -132,6 +135,8 @@ class ActionsSection(Section):
     ref: str = "main"
     model: str = "openai/openai/gpt-4.1-mini"
     """What the runner's agent asks, by the GitHub Models API."""
+    context_tokens: int = Field(default=8000, ge=4000)
+    """Longest request that this model takes there: GitHub's free tier is far below the model's own."""
     parallel: int = Field(default=8, ge=1, le=20)
     minutes_per_month: int = Field(default=2000, ge=0)
     requests_per_day: int = Field(default=150, ge=0)
@@ -210,6 +215,9 @@ class StrongModelSection(Section):
     usd_per_million_tokens: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
+Level = Literal["usual", "strong"]
+
+
 class ModelSection(Section):
     """One model that calls may go to. Models of one level are tried in the order of the file."""
 
@@ -217,7 +225,7 @@ class ModelSection(Section):
     """As the setting `model`: `embedded`, `openai/MODEL` or `anthropic/MODEL`."""
     url: str | None = None
     key: Secret | None = None
-    level: Literal["usual", "strong"] = "usual"
+    level: Level = "usual"
     tier: Literal["small", "capable"] | None = None
     context_tokens: int | None = Field(default=None, gt=0)
     timeout_seconds: float | None = Field(default=None, gt=0)
@@ -226,11 +234,16 @@ class ModelSection(Section):
     trust: Literal["private", "public"] = "private"
     """`public`: sees only code of repositories that are `public: true` (free tiers may train on what they are sent)."""
 
+    @property
+    def actual_tier(self) -> Literal["small", "capable"]:
+        """The tier, `small` for `embedded` and `capable` for the rest where none is given."""
+        return self.tier or ("small" if self.model == "embedded" else "capable")
+
 
 class RoleSection(Section):
     """Which model, or which agent, a role of the factory uses."""
 
-    level: Literal["usual", "strong"] = "usual"
+    level: Level = "usual"
     strong_from_effort: int | None = Field(default=None, ge=1, le=5)
     """From this effort of the plan on, the strong level is used."""
     agent: str | None = None
@@ -248,6 +261,11 @@ class BudgetsSection(Section):
     ticket_agents: int | None = Field(default=None, ge=1)
     """Agent sessions of one ticket, over all its attempts (RB11)."""
 
+    @property
+    def in_usd(self) -> bool:
+        """Whether a cap on money is set, so that every model that is not local needs a price."""
+        return any(cap is not None for cap in (self.ticket_usd, self.day_usd, self.month_usd)) or bool(self.role_usd)
+
 
 class AgentSection(Section):
     """A coding agent installed on the nodes that takes over the coder's work (A2)."""
@@ -257,12 +275,12 @@ class AgentSection(Section):
     """Path or name of the program; None: the usual name. For `command`: the shell command."""
     model: str | None = None
     url: str | None = None
-    """Base URL of the model endpoint; None: the vendor's own."""
+    """Base URL of the model endpoint, as the agent's own file in `infra.agents` says; None: the vendor's own."""
     key: Secret | None = None
     """Handed to the endpoint by the factory's gateway; the agent never sees it. None: the agent's own login is shared."""
     login: Path | None = None
     """Folder with the agent's own login, shared by mount, never copied; None: the usual place in the user's home."""
-    hosts: tuple[str, ...] = ()
+    hosts: tuple[HostPort, ...] = ()
     """Further `host:port` it may reach."""
     max_seconds: float = Field(default=3600, gt=0)
     max_turns: int = Field(default=100, ge=1)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, model_validator
@@ -32,6 +32,7 @@ from infra.sections import (
     BudgetsSection,
     DispatchSection,
     FolderBoardSection,
+    Level,
     ModelSection,
     NotifySection,
     RepositorySection,
@@ -116,7 +117,13 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if found := [*_shared_tickets(self), *_unknown_repositories(self)]:
+        if found := [
+            *_shared_tickets(self),
+            *_unknown_repositories(self),
+            *_unknown_agents(self),
+            *_mixed_models(self),
+            *_missing_strong(self),
+        ]:
             raise Conflicts(found)
         return self
 
@@ -136,6 +143,30 @@ class Settings(BaseSettings):
     def node_name(self) -> str:
         return self.node or platform.node() or "node"
 
+    def of_level(self, level: Level) -> dict[str, ModelSection]:
+        """The models of a level by name, in order of preference; without `models` those of `model` and `strong`."""
+        models = self.models or self._plain_models()
+        return {name: section for name, section in models.items() if section.level == level}
+
+    def _plain_models(self) -> dict[str, ModelSection]:
+        usual = ModelSection(
+            model=self.model,
+            url=self.model_url,
+            key=self.model_key,
+            tier=self.model_tier,
+            context_tokens=self.model_context_tokens,
+        )
+        if "model_usd_per_million_tokens" in self.model_fields_set:  # else the price list's
+            usual = usual.model_copy(update={"usd_per_million_tokens": self.model_usd_per_million_tokens})
+        if self.strong is None:
+            return {"model": usual}
+        return {"model": usual, "strong": ModelSection(level="strong", **self.strong.model_dump(exclude_unset=True))}
+
+    def providers_of(self, level: Level) -> str:
+        """Who answers the calls of a level, as nodes and jobs carry it: names like `provider`, see `split_providers`."""
+        names = (provider_of(each.model, each.url, self.node_name) for each in self.of_level(level).values())
+        return PROVIDERS_BETWEEN.join(dict.fromkeys(names))
+
     @property
     def provider(self) -> str:
         """Who answers the model's calls, as pauses name it: `embedded@NODE`, `openai`, `anthropic`, or with its host."""
@@ -149,6 +180,14 @@ class Settings(BaseSettings):
     @property
     def tier(self) -> Tier:
         return self.model_tier or ("small" if self.model == "embedded" else "capable")
+
+
+PROVIDERS_BETWEEN = ", "
+
+
+def split_providers(providers: str) -> tuple[str, ...]:
+    """The names in `Settings.providers_of`. Any of them can answer, so work waits only when all of them are paused."""
+    return tuple(providers.split(PROVIDERS_BETWEEN))
 
 
 def provider_of(model: str, url: str | None, node: str) -> str:
@@ -267,6 +306,45 @@ def _marks(board: BoardSection) -> list[tuple[str, str]]:
 
 def _key(prefix: str) -> tuple[str, str]:
     return f"key {prefix.lower()}", f"the key prefix {prefix!r}"
+
+
+def _mixed_models(settings: Settings) -> Iterator[tuple[Place, str]]:
+    """`models` replaces the plain settings, and the models of a level have to be able to stand in for one another."""
+    for name in sorted({"model", "strong"} & settings.model_fields_set if settings.models else ()):
+        if getattr(settings, name) is not None:
+            yield (name,), "`models` takes its place; move it there, or remove one of the two"
+    if not settings.of_level("usual"):
+        yield ("models",), "none of them has `level: usual`, which every role uses at first; add one"
+    for level in get_args(Level):
+        models = settings.of_level(level)
+        for name, section in models.items():
+            first = next(iter(models))
+            if section.actual_tier != models[first].actual_tier:
+                yield (
+                    ("models", name),
+                    f"this model is {section.actual_tier} and {first!r} of the same level is {models[first].actual_tier}; "
+                    "one cannot stand in for the other: correct a `tier`, or give one of them the other `level`",
+                )
+
+
+def _missing_strong(settings: Settings) -> Iterator[tuple[Place, str]]:
+    for name, role in settings.roles.items():
+        if (role.level == "strong" or role.strong_from_effort) and not settings.of_level("strong"):
+            yield (
+                ("roles", name),
+                "it asks for a strong model and there is none; add `strong`, or a model of that level",
+            )
+
+
+def _unknown_agents(settings: Settings) -> Iterator[tuple[Place, str]]:
+    known = sorted(settings.agents)
+    for role, section in settings.roles.items():
+        if section.agent is not None and section.agent not in known:
+            said = nearest(section.agent, known)
+            yield (
+                ("roles", role, "agent"),
+                f"{section.agent!r} is not in `agents`{said}; configured: {', '.join(known) or 'none'}",
+            )
 
 
 def _unknown_repositories(settings: Settings) -> Iterator[tuple[Place, str]]:

@@ -14,17 +14,20 @@ from datetime import datetime
 from prefect import task
 
 from infra.claims import Claim
-from infra.errors import FencedOff, NeedsHuman, Stopped
+from infra.errors import BudgetExhausted, FencedOff, NeedsHuman, Stopped
 from infra.ledger import AttemptOutcome
 from infra.notify import notify
-from infra.pauses import DISPATCH
+from infra.pauses import BUDGET, DISPATCH
 from infra.redaction import redact
+from infra.settings import split_providers
 from tasks import services
-from tasks.failures import Ending, Fault, classify, pause_until, retry_delay
+from tasks.failures import Ending, Fault, classify, pause_until, rests_with_a_person, retry_delay
 from tasks.holding import fence
 from tasks.models import FactoryError, Job, Outcome
 
 REMARK_CHARS = 500
+CALLED_OFF = (Stopped, NeedsHuman, BudgetExhausted)
+"""What ends an attempt although nothing failed."""
 _log = logging.getLogger(__name__)
 QUESTION = "A question before the work can go on; reply here:\n\n{}"
 _HOW_ON = "It is not tried again before the ticket changes, or somebody runs `darkfactory retry {}`."
@@ -39,7 +42,7 @@ async def close(job: Job, outcome: Outcome) -> None:
 
 def _close(job: Job, ended: AttemptOutcome) -> None:
     services.ledger(job.ticket.board).end_attempt(job.attempt_id, ended)
-    for scope in (provider_scope(job), DISPATCH):
+    for scope in filter(None, (provider_scope(job), DISPATCH)):
         services.pauses().succeed(scope)
     claims = services.claims()
     if ended == "rejected" and not job.final:
@@ -68,7 +71,7 @@ def _give_back(job: Job, error: FactoryError, seconds: float) -> None:
     now = services.claims().now()
     fault = blame(job, error, seconds, now)
     ended: AttemptOutcome = (
-        "work_failed" if fault.burns else "cancelled" if isinstance(error, Stopped | NeedsHuman) else "infra_failed"
+        "work_failed" if fault.burns else "cancelled" if isinstance(error, CALLED_OFF) else "infra_failed"
     )
     with services.claims().fenced(job.claim):  # whoever took over may be at work on this very attempt
         services.ledger(job.ticket.board).end_attempt(
@@ -76,7 +79,7 @@ def _give_back(job: Job, error: FactoryError, seconds: float) -> None:
         )
     if fault.scope != "ticket":
         _pause(job, error, fault, now)
-    last = fault.kind == "config" or (fault.burns and job.final)
+    last = rests_with_a_person(fault) or (fault.burns and job.final)
     try:
         with fence(job):
             _tell_ticket(job, error, fault, last)
@@ -101,10 +104,15 @@ def blame(job: Job, error: FactoryError, seconds: float, now: datetime) -> Fault
 
 
 def _pause(job: Job, error: FactoryError, fault: Fault, now: datetime) -> None:
+    scope: str | None
     if error.service is not None:
         scope = error.service
+    elif fault.scope == "factory":
+        scope = BUDGET
     else:
         scope = provider_scope(job) if fault.scope == "provider" else f"node:{job.claim.node}"
+    if scope is None:
+        return
     pauses = services.pauses()
     until = pause_until(fault, now, pauses.times(scope))
     if pauses.pause(scope, fault.reason, until):
@@ -112,12 +120,14 @@ def _pause(job: Job, error: FactoryError, fault: Fault, now: datetime) -> None:
         notify(services.settings().notify, f"{scope} is paused", f"{fault.reason}; {when}", key=f"pause:{scope}")
 
 
-def provider_scope(job: Job) -> str:
-    """The name under which the provider of this job's model is paused."""
-    return f"provider:{job.provider}"
+def provider_scope(job: Job) -> str | None:
+    """The name under which the provider of this job's model is paused. None for several: the router pauses each by itself."""
+    return f"provider:{job.provider}" if len(split_providers(job.provider)) == 1 else None
 
 
 def _tell_ticket(job: Job, error: FactoryError, fault: Fault, last: bool) -> None:
+    if job.ticket.board not in services.settings().all_boards:  # a branch without a ticket
+        return
     board, key = services.board(job.ticket.board), job.ticket.key
     states = services.board_section(job.ticket.board).states
     if isinstance(error, NeedsHuman):
@@ -127,7 +137,8 @@ def _tell_ticket(job: Job, error: FactoryError, fault: Fault, last: bool) -> Non
     if fault.burns or (last and job.dispatched):
         reason = re.sub(r"\s+", " ", str(error))[:REMARK_CHARS]
         end = f" {_HOW_ON.format(job.ticket.key)}" if last and job.dispatched else ""
-        board.comment(key, f"Attempt {job.attempt} failed: {reason}{end}", marker=f"failed-{job.attempt}")
+        ended = "was stopped" if fault.kind == "budget" else "failed"
+        board.comment(key, f"Attempt {job.attempt} {ended}: {reason}{end}", marker=f"failed-{job.attempt}")
     if fault.kind != "cancelled":
         board.move(key, states.parked if last and job.dispatched else job.ticket.state)
 

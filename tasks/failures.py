@@ -16,6 +16,7 @@ from pydantic import AwareDatetime, ConfigDict, Field
 
 from infra.errors import (
     AuthFailed,
+    BudgetExhausted,
     CapacityUnavailable,
     ConfigError,
     FactoryError,
@@ -51,13 +52,13 @@ from infra.redaction import redact
 from infra.reset_times import after_seconds, from_epoch, parse_reset
 
 Kind = Literal[
-    "limit", "money", "auth", "capacity", "transport", "host", "fast-death", "stalled", "timeout", "cancelled",
+    "limit", "money", "budget", "auth", "capacity", "transport", "host", "fast-death", "stalled", "timeout", "cancelled",
     "question", "config", "ticket",
 ]  # fmt: skip
 Scope = Literal["ticket", "provider", "node", "factory"]
 
 SCOPES: Mapping[Kind, Scope] = {
-    "limit": "provider", "money": "provider", "auth": "provider", "capacity": "provider", "transport": "provider",
+    "limit": "provider", "money": "provider", "budget": "ticket", "auth": "provider", "capacity": "provider", "transport": "provider",
     "host": "node", "fast-death": "ticket", "stalled": "ticket", "timeout": "ticket", "cancelled": "ticket",
     "question": "ticket", "config": "ticket", "ticket": "ticket",
 }  # fmt: skip
@@ -71,6 +72,7 @@ PASSING = frozenset[Kind]({"capacity", "transport"})
 MEANING: Mapping[Kind, str] = {
     "limit": "the provider's limit is reached",
     "money": "the account's money or quota is used up, a person has to act",
+    "budget": "a budget of ours is used up",
     "auth": "the provider refuses the credentials",
     "capacity": "the provider has no room",
     "transport": "the provider cannot be reached or is broken",
@@ -83,6 +85,8 @@ MEANING: Mapping[Kind, str] = {
     "config": "a person has to change a setting",
     "ticket": "the work failed",
 }
+BUDGET_SOON = timedelta(minutes=1)
+"""A budget that opens within this time is in the hands of calls under way; only the ticket waits."""
 LONGEST_REASON = 300
 LONGEST_MESSAGE = 4_000
 """Characters of one foreign message that are looked at."""
@@ -125,7 +129,7 @@ def classify(ending: Ending, now: datetime, *, fail_fast_seconds: float = 10) ->
     structured events, exit code and signal, printed messages, our own time limits, and last how long it ran."""
     return (
         (_fault("cancelled", ending) if ending.killed == "cancelled" else None)
-        or _of_exception(ending)
+        or _of_exception(ending, now)
         or _of_events(ending, now)
         or _of_exit(ending)
         or _of_text(ending, now)
@@ -137,7 +141,7 @@ def _fault(
     kind: Kind, ending: Ending, said: str = "", reset_at: datetime | None = None, scope: Scope | None = None
 ) -> Fault:
     where = ending.node if (scope or SCOPES[kind]) == "node" else ending.provider
-    parts = [part for part in (where, MEANING[kind], said) if part]
+    parts = [part for part in ("" if kind == "budget" else where, MEANING[kind], said) if part]
     return Fault(
         kind=kind,
         scope=scope or SCOPES[kind],
@@ -158,6 +162,7 @@ def _one_line(text: str) -> str:
 ERROR_KINDS: tuple[tuple[type[FactoryError], Kind], ...] = (
     (RateLimited, "limit"),
     (QuotaExhausted, "money"),
+    (BudgetExhausted, "budget"),
     (AuthFailed, "auth"),
     (CapacityUnavailable, "capacity"),
     (Unreachable, "transport"),
@@ -176,11 +181,20 @@ def _kind_of_error(error: FactoryError) -> Kind:
     return next(kind for group, kind in ERROR_KINDS if isinstance(error, group))
 
 
-def _of_exception(ending: Ending) -> Fault | None:
-    if ending.error is None:
+def _of_exception(ending: Ending, now: datetime) -> Fault | None:
+    error = ending.error
+    if error is None:
         return None
-    reset_at = ending.error.reset_at if isinstance(ending.error, RateLimited) else None
-    return _fault(_kind_of_error(ending.error), ending, str(ending.error), reset_at)
+    reset_at = error.reset_at if isinstance(error, RateLimited | BudgetExhausted) else None
+    scope = _scope_of_budget(error, now) if isinstance(error, BudgetExhausted) else None
+    return _fault(_kind_of_error(error), ending, str(error), reset_at, scope)
+
+
+def _scope_of_budget(error: BudgetExhausted, now: datetime) -> Scope:
+    """A day's or month's money rests for everybody, unless there is some again before others could notice."""
+    if error.scope in ("ticket", "role") or error.reset_at is None:
+        return "ticket"
+    return "factory" if error.reset_at > now + BUDGET_SOON else "ticket"
 
 
 # --- what messages mean -----------------------------------------------------------------------------------------------
@@ -636,6 +650,11 @@ def pause_until(fault: Fault, now: datetime, earlier_pauses: int) -> datetime | 
         return now + timedelta(minutes=15)
     first, longest = (300, 3600) if fault.kind == "limit" else (30, 600)
     return now + timedelta(seconds=min(first * 2 ** min(max(earlier_pauses, 0), 10), longest))
+
+
+def rests_with_a_person(fault: Fault) -> bool:
+    """Whether the ticket is parked at once: trying again changes nothing before a person does."""
+    return fault.kind == "config" or (fault.kind == "budget" and fault.reset_at is None)
 
 
 def next_tier(burnt: int, has_strong: bool) -> Literal["default", "strong"]:

@@ -493,6 +493,11 @@ def test_an_unhandled_exception_of_a_model_client_is_believed_in_spite_of_commit
     [
         (errors.RateLimited("x", at(4)), "limit", "provider", False),
         (errors.QuotaExhausted("x"), "money", "provider", False),
+        (errors.BudgetExhausted("x", "ticket"), "budget", "ticket", False),
+        (errors.BudgetExhausted("x", "role"), "budget", "ticket", False),
+        (errors.BudgetExhausted("x", "day", NOW + timedelta(hours=2)), "budget", "factory", False),
+        (errors.BudgetExhausted("x", "month", NOW + timedelta(days=9)), "budget", "factory", False),
+        (errors.BudgetExhausted("x", "day", NOW + timedelta(seconds=30)), "budget", "ticket", False),
         (errors.AuthFailed("x"), "auth", "provider", False),
         (errors.CapacityUnavailable("x"), "capacity", "provider", False),
         (errors.Unreachable("x"), "transport", "provider", False),
@@ -530,7 +535,8 @@ def test_every_error_of_the_factory_has_a_kind_and_only_failed_work_burns() -> N
         value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, errors.FactoryError)
     ]
     for group in named:
-        fault = classify(ending(error=group("x")), NOW)
+        error = errors.BudgetExhausted("x", "day") if group is errors.BudgetExhausted else group("x")
+        fault = classify(ending(error=error), NOW)
         assert fault.burns == (issubclass(group, errors.WorkFailed) or group is errors.FactoryError), group
 
 

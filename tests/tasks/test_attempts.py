@@ -1,0 +1,114 @@
+"""How an attempt ends when a budget is used up: nothing burnt, the ticket parked or dispatch paused, people told once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from infra.errors import BudgetExhausted
+from infra.pauses import BUDGET
+from tasks import services
+from tasks.attempts import give_back
+from tasks.dispatching import _gate
+from tasks.models import Job, Repository
+from tests.shop import write_ticket
+
+
+class Clock:
+    """Wall time that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = datetime.now(UTC).replace(hour=12)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(services, "clock", made)
+    return made
+
+
+@pytest.fixture
+def board(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Iterator[Path]:
+    monkeypatch.setenv("DARKFACTORY_HOME", str(tmp_path))
+    monkeypatch.setenv("DARKFACTORY_DATABASE_URL", database_url)
+    services.close()
+    yield tmp_path / "board"
+    services.close()
+
+
+def running(board: Path, key: str) -> Job:
+    """A dispatched run of a ticket that has two attempts left."""
+    write_ticket(board, key)
+    (ticket,) = services.board().tickets_by_keys([key])
+    claim = services.claims().seize(
+        ticket, holder="h", machine="m", node="n", repository="shop", lease_seconds=60, flow_run="r"
+    )
+    services.ledger().record_ticket(ticket, "shop")
+    attempt = services.ledger().start_attempt(key, "a" * 40, ticket.revision)
+    repository = Repository(name="shop", mirror="m", remote="", base_branch="main", base_sha="a" * 40)
+    return Job(
+        ticket=ticket, repository=repository, attempt_id=attempt.id, attempt=1, model="m", tier="small",
+        context_tokens=1, max_rounds=1, max_samples=1, seed=0, claim=claim, dispatched=True, final=False,
+    )  # fmt: skip
+
+
+def state_of(key: str) -> tuple[str | None, str, list[str]]:
+    """The claim's state, the board's, and what was said on the ticket."""
+    claim, (ticket,) = services.claims().find("folder", key), services.board().tickets_by_keys([key])
+    return claim.state if claim else None, ticket.state, [comment.body for comment in ticket.comments]
+
+
+@pytest.mark.parametrize("scope", ["ticket", "role"])
+async def test_a_ticket_whose_budget_is_used_up_is_parked_with_a_comment_and_nothing_rests(
+    board: Path, scope: str
+) -> None:
+    """RB11, A6"""
+    error = BudgetExhausted("`budgets.ticket_usd` is 1.0000 USD; raise the cap", scope)  # type: ignore[arg-type]
+    await give_back(running(board, "t-1"), error, 100)
+    claim, state, (said,) = state_of("t-1")
+    assert (claim, state) == ("parked", "needs human")
+    assert "was stopped" in said
+    assert "budgets.ticket_usd" in said
+    assert services.pauses().active() == {}
+    assert services.ledger().burnt_attempts("t-1") == 0
+    assert _gate().closed is None
+
+
+async def test_a_ticket_that_waits_for_money_of_calls_under_way_is_queued_again_in_silence(
+    board: Path, clock: Clock
+) -> None:
+    error = BudgetExhausted("the calls under way hold it", "day", clock.now + timedelta(seconds=30))
+    await give_back(running(board, "t-1"), error, 100)
+    assert state_of("t-1") == ("retry-queued", "ready", [])
+    assert services.pauses().active() == {}
+
+
+async def test_a_day_without_money_pauses_dispatch_until_the_next_and_no_run_tries(board: Path, clock: Clock) -> None:
+    """A6: nothing is burnt, and neither a success elsewhere nor a probe ends it before the money is there again."""
+    midnight = clock.now.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+    error = BudgetExhausted("`budgets.day_usd` is used up", "day", midnight)
+    for number in range(3):
+        await give_back(running(board, f"t-{number}"), error, 1)
+    assert state_of("t-1") == ("retry-queued", "ready", [])
+    assert services.ledger().burnt_attempts("t-1") == 0
+    assert [(p.scope, p.until, p.times) for p in services.pauses().active().values()] == [(BUDGET, midnight, 1)]
+    clock.now += timedelta(hours=11)
+    assert "budgets.day_usd" in str(_gate().closed)
+    assert not _gate().probing
+    clock.now = midnight + timedelta(seconds=1)
+    assert _gate().closed is None
+
+
+async def test_a_person_who_raised_the_cap_ends_the_pause(board: Path, clock: Clock) -> None:
+    error = BudgetExhausted("`budgets.month_usd` is used up", "month", clock.now + timedelta(days=9))
+    for number in range(6):
+        await give_back(running(board, f"t-{number}"), error, 1)
+    assert services.pauses().succeed(BUDGET, by_hand=True)
+    assert _gate().closed is None, "nor do the six fast ends count as a storm of failures (RB9)"
