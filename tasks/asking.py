@@ -16,8 +16,9 @@ from typing import Any
 
 from prefect import task
 
-from infra.errors import CapacityUnavailable, RateLimited, Unreachable
+from infra.errors import BudgetExhausted, CapacityUnavailable, RateLimited, Unreachable
 from infra.llm import ModelClient
+from infra.llm.router import Purpose
 from infra.redaction import redact
 from infra.slots import slot
 from tasks import progress, services
@@ -42,27 +43,36 @@ class Asker(Frozen):
     candidate: int = 1
     round: int = 1
     sample: int = 1
+    board: str = "folder"
+    effort: int | None = None
+    public: bool = False
+    """The repository may be shown to anybody."""
 
     @property
     def label(self) -> str:
         return f"{self.role} {self.candidate}.{self.round}.{self.sample}"
 
 
-def asker_for(job: Job, role: str, prompt_version: str, *, candidate: int = 1, round: int = 1) -> Asker:
-    """A role of this job, about to ask its first sample."""
+def asker_for(
+    job: Job, role: str, prompt_version: str, *, candidate: int = 1, round: int = 1, effort: int | None = None
+) -> Asker:
+    """A role of this job, about to ask its first sample. `effort` is the plan's, for the ledger."""
+    configured = services.settings().repositories.get(job.repository.name)
     return Asker(ticket=job.ticket.key, attempt_id=job.attempt_id, thought=job.thought, role=role,
-                 prompt_version=prompt_version, candidate=candidate, round=round)  # fmt: skip
+                 prompt_version=prompt_version, candidate=candidate, round=round, board=job.ticket.board, effort=effort,
+                 public=configured is not None and configured.public)  # fmt: skip
 
 
 def ask_key(asker: Asker, request: ModelRequest, model: str) -> str:
     """Cache key and ledger key of one question."""
-    said = "\0".join([asker.model_dump_json(exclude={"attempt_id"}), request.model_dump_json(), model])
+    asked = asker.model_dump_json(exclude={"attempt_id", "board", "effort", "public"})
+    said = "\0".join([asked, request.model_dump_json(), model])
     return f"ask-{hashlib.sha256(said.encode()).hexdigest()}"
 
 
 def worth_waiting_for(error: BaseException) -> bool:
-    """True for faults of a provider that pass in seconds; never for auth, money, bad requests or the model's work."""
-    if isinstance(error, RateLimited):
+    """True for faults of a provider and budgets that pass in seconds; never for auth, bad requests or the model's work."""
+    if isinstance(error, RateLimited | BudgetExhausted):
         soon = datetime.now(UTC) + timedelta(seconds=WAIT_FOR_RESET_SECONDS)
         return error.reset_at is not None and error.reset_at <= soon
     return isinstance(error, Unreachable | CapacityUnavailable)
@@ -87,8 +97,9 @@ async def _passes(task: Any, run: Any, state: Any) -> bool:
     retry_condition_fn=_passes,
 )
 async def ask(asker: Asker, request: ModelRequest, model: str) -> Completion:
-    """Ask the configured model, which must be `model`. Raises what `ModelClient.complete` raises."""
-    client = await services.model_named(model)
+    """Ask the level that has the name `model`. Raises what `ModelClient.complete` raises, and BudgetExhausted."""
+    router, key = await services.model_named(model), ask_key(asker, request, model)
+    purpose = Purpose(key=key, board=asker.board, ticket=asker.ticket, role=asker.role, public=asker.public)
     started = time.monotonic()
     pieces = 0
 
@@ -105,28 +116,30 @@ async def ask(asker: Asker, request: ModelRequest, model: str) -> Completion:
             await held.enter_async_context(slot(settings.root / "run" / MODEL_SLOTS, settings.model_slots))
         began = time.monotonic()
         with progress.may_be_silent(settings.model_timeout_seconds):  # the time before the first token
-            completion = await client.complete(request, on_text)
+            completion = await router.for_call(purpose).complete(request, on_text)
     services.ledger().record_session(
         asker.attempt_id,
-        ask_key(asker, request, model),
+        key,
         asker.role,
         completion.usage,
-        model,
+        completion.model,
         asker.candidate,
         asker.round,
+        router.provider(completion.model),
+        asker.effort,
     )
-    keep_transcript(asker, request, completion)
+    keep_transcript(asker, request, completion, key)
     progress.report(asker.ticket, phase="", role=asker.label, tokens=completion.usage.completion_tokens, done=True,
                     message=f"answered in {time.monotonic() - started:.0f} s")  # fmt: skip
     return completion
 
 
-def keep_transcript(asker: Asker, request: ModelRequest, completion: Completion) -> None:
+def keep_transcript(asker: Asker, request: ModelRequest, completion: Completion, key: str) -> None:
     """Question and answer, secrets masked, as `<ticket>/transcripts/<key>.json` beside the ticket's other papers."""
     said = {"asker": asker.model_dump(mode="json"), "request": request.model_dump(mode="json"),
             "answer": completion.model_dump(mode="json")}  # fmt: skip
     name = f"{asker.ticket}/transcripts/{asker.role}-{asker.candidate}-{asker.round}-{asker.sample}"
-    name += f"-{ask_key(asker, request, completion.model)[4:16]}.json"
+    name += f"-{key[4:16]}.json"
     services.objects().put(name, redact(json.dumps(said, indent=1)).encode())
 
 
@@ -144,9 +157,10 @@ class RecordedModel:
 
     async def check(self) -> str:
         """As `ModelClient.check`."""
-        return await (await services.model()).check()
+        return await (await services.model_named(self.name)).check()
 
 
 def chat(prefix: str, system: str, instruction: str) -> tuple[Message, ...]:
     """The shared prefix and, last, what this role is to do."""
-    return (Message(role="system", content=system), Message(role="user", content=f"{prefix}\n\n---\n{instruction}"))
+    said = f"{prefix}\n\n---\n{instruction}"
+    return Message(role="system", content=system), Message(role="user", content=said, shared_characters=len(prefix))

@@ -17,14 +17,15 @@ from infra.fleet import Node
 from infra.git import branch_name
 from infra.llm import Frozen
 from infra.notify import notify
-from infra.pauses import DISPATCH
+from infra.pauses import BUDGET, DISPATCH
 from infra.sections import AnyBoard, FolderBoardSection
+from infra.settings import split_providers
 from tasks import services
 from tasks.attempts import QUESTION
-from tasks.choosing import RunningTicket, batches, cycles, order, refusal, room
+from tasks.choosing import RunningTicket, batches, by_hand, cycles, order, refusal, room
 from tasks.failures import Launch, should_pause
 from tasks.intake import CLAIM_MARKER, claim_note
-from tasks.launching import launch_run
+from tasks.launching import ROUND, launch_run
 from tasks.routing import route
 
 PROBE_AFTER_SECONDS = 60.0
@@ -107,7 +108,7 @@ def _stop_what_changed(name: str, held: Sequence[Claim]) -> list[str]:
     stopped = []
     for claim in held:
         ticket = seen.get(claim.ticket)
-        reason = _why_stop(ticket, section)
+        reason = _why_stop(ticket, section, claim.ticket_state)
         if reason is not None:
             services.claims().ask_stop(claim, f"cancelled: {reason}")
             _tell(claim, "stopping", reason)
@@ -117,18 +118,21 @@ def _stop_what_changed(name: str, held: Sequence[Claim]) -> list[str]:
     return stopped
 
 
-def _why_stop(ticket: Ticket | None, section: AnyBoard) -> str | None:
-    """Why a running ticket must not run on: gone, closed, moved by a person, or no longer opted in."""
+def _why_stop(ticket: Ticket | None, section: AnyBoard, before: str) -> str | None:
+    """Why a running ticket must not run on: gone, closed, moved by a person, or no longer opted in.
+
+    `before` is its state when it was claimed: a round on its pull request leaves the ticket where it is, in review.
+    """
     if ticket is None:
         return "the ticket is gone"
     if ticket.closed:
         return "the ticket is closed"
     states = section.states
     ours = {state.casefold() for state in (*states.queue, states.working)}
-    if ticket.state.casefold() not in ours:
+    if ticket.state.casefold() not in ours | {before.casefold()}:
         return f"the ticket was moved to {ticket.state!r}"
     as_queued = ticket.model_copy(update={"state": states.queue[0], "blocked_by": ()})
-    return refusal(as_queued, section)
+    return None if by_hand(ticket) else refusal(as_queued, section)
 
 
 @task(name="resume answered", task_run_name="resume answered")
@@ -275,7 +279,7 @@ def _board_failed(name: str, error: FactoryError) -> None:
 def _consider(ticket: Ticket, claim: Claim | None, now: datetime) -> tuple[Waiting | None, str | None]:
     """The ticket with its repository, or why it has to wait; no reason for one that is being worked on, or was."""
     settings, section = services.settings(), services.board_section(ticket.board)
-    reason = refusal(ticket, section)
+    reason = refusal(ticket, section) or by_hand(ticket)
     if claim is not None and _is_out_of_our_hands(ticket, section):
         services.claims().forget(claim, f"the ticket is in {ticket.state!r}")
     if reason is not None:
@@ -395,8 +399,8 @@ class Slots:
         return [node for node in self._nodes if self._is_open(node) and needed <= set(node.labels)]
 
     def _is_open(self, node: Node) -> bool:
-        closed = {f"node:{node.name}", f"provider:{node.provider}"} & self._paused
-        return node.alive and node.state == "active" and not closed
+        answering = {f"provider:{name}" for name in split_providers(node.provider)} - self._paused
+        return node.alive and node.state == "active" and bool(answering) and f"node:{node.name}" not in self._paused
 
 
 class Gate(Frozen):
@@ -407,9 +411,12 @@ class Gate(Frozen):
 
 
 def _gate() -> Gate:
-    """Open, unless dispatch paused itself or has to (RB9)."""
+    """Open, unless the money is used up, or dispatch paused itself or has to (RB9)."""
     pauses, now = services.pauses(), services.claims().now()
-    pause = pauses.active().get(DISPATCH)
+    active = pauses.active()
+    if BUDGET in active:
+        return Gate(closed=active[BUDGET].reason)
+    pause = active.get(DISPATCH)
     if pause is None:
         why = _why_pause(now)
         if why is not None and pauses.pause(DISPATCH, why, None):
@@ -476,6 +483,26 @@ async def _launch_group(group: Sequence[Waiting], slots: Slots) -> list[Launched
     return done
 
 
+async def launch_round(waiting: Waiting) -> Launched | None:
+    """Hand one round on a pull request to a node, under its ticket's claim; None when somebody works on the ticket, or
+    there is no room. Raises what `launch_run` raises.
+    """
+    if (await asyncio.to_thread(_gate)).closed is not None:
+        return None
+    slots, read_at = await asyncio.to_thread(Slots.now), await asyncio.to_thread(services.claims().now)
+    claim = await asyncio.to_thread(_claim, waiting, read_at, lambda held: slots.node_for(waiting, held))
+    if claim is None:
+        return None
+    try:
+        run = await launch_run([(claim, waiting.repository)], flow=ROUND)
+    except CapacityUnavailable as error:
+        await asyncio.to_thread(services.claims().forget, claim, str(error))
+        raise
+    await asyncio.to_thread(services.claims().launched, claim, run)
+    _log.info("board=%s ticket=%s outcome=round node=%s token=%s", claim.board, claim.ticket, claim.node, claim.token)
+    return Launched(board=claim.board, ticket=claim.ticket, node=claim.node, token=claim.token, flow_run=run)
+
+
 def _claim_for_launch(waiting: Waiting, slots: Slots, node: str | None) -> Claim | None:
     """The claim, made and visible on the ticket (SM11), of a ticket that was read again just now (SM6)."""
     board, read_at = services.board(waiting.ticket.board), services.claims().now()
@@ -504,7 +531,7 @@ def _reread(board: Board, waiting: Waiting) -> Waiting | None:
     if _left_by_us(ticket, section):
         ticket = ticket.model_copy(update={"state": section.states.queue[0]})
     where = route(ticket, services.settings().repositories, section.repository).repository
-    if refusal(ticket, section) is not None or where is None:
+    if refusal(ticket, section) or by_hand(ticket) or where is None:
         return None
     return Waiting(ticket=ticket, repository=where)
 

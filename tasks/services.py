@@ -13,23 +13,25 @@ from typing import Any
 
 from infra.boards import Board
 from infra.boards.opening import open_board
+from infra.budgets import Budgets
 from infra.claims import Claims
 from infra.database import Database, open_database
 from infra.deliveries import Deliveries
 from infra.fleet import Fleet
 from infra.git import Mirror, directory_name
 from infra.ledger import Ledger
-from infra.llm import ModelClient
-from infra.llm.opening import open_model
+from infra.llm.router import Router, open_router
 from infra.objects import Objects, open_objects
 from infra.pauses import Pauses
 from infra.pull_requests import Forge
 from infra.pull_requests.folder import FolderForge
 from infra.reloading import Loaded, current_settings
 from infra.remotes import token_of
+from infra.runner_jobs import RunnerJobs
 from infra.sandbox import CommandResult, Sandbox, open_sandbox
-from infra.sections import AnyBoard
+from infra.sections import AnyBoard, Level
 from infra.settings import Settings
+from infra.stewardships import Stewardships
 from tasks import progress
 from tasks.models import Repository
 
@@ -73,8 +75,23 @@ def pauses() -> Pauses:
 
 
 @cache
+def budgets() -> Budgets:
+    return Budgets(database(), settings().budgets, clock)
+
+
+@cache
+def stewardships() -> Stewardships:
+    return Stewardships(database())
+
+
+@cache
 def fleet() -> Fleet:
     return Fleet(database(), clock)
+
+
+@cache
+def runner_jobs() -> RunnerJobs:
+    return RunnerJobs(database(), clock)
 
 
 @cache
@@ -88,15 +105,28 @@ def sandbox() -> Sandbox:
 
 
 class _Announced:
-    """The sandbox, with its time limits told to whoever watches for stuck runs."""
+    """The sandbox, with its time limits told to whoever watches for stuck runs; a command that somebody listens to shows by
+    what it prints that it gets on, and has no other excuse (RC1)."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
         self.name = sandbox.name
 
     async def run(
-        self, command: Sequence[str] | str, *, timeout_seconds: float | None = None, **options: Any
+        self,
+        command: Sequence[str] | str,
+        *,
+        timeout_seconds: float | None = None,
+        on_output: Callable[[bytes], None] | None = None,
+        **options: Any,
     ) -> CommandResult:
+        if on_output is not None:
+
+            def heard(data: bytes) -> None:
+                progress.touch()
+                on_output(data)
+
+            return await self._sandbox.run(command, timeout_seconds=timeout_seconds, on_output=heard, **options)
         with progress.may_be_silent(timeout_seconds or settings().command_timeout_seconds):
             return await self._sandbox.run(command, timeout_seconds=timeout_seconds, **options)
 
@@ -116,46 +146,37 @@ def board_section(name: str) -> AnyBoard:
     return settings().all_boards[name]
 
 
-_models: dict[bool, ModelClient] = {}
+@cache
+def router(level: Level) -> Router:
+    """The models of a level. Nothing is opened or asked here."""
+    return open_router(settings(), level, pauses, budgets)
+
+
+def has_strong() -> bool:
+    """Whether there is a model for the last attempt and for roles that want one (I9)."""
+    return bool(settings().of_level("strong"))
+
+
 _opening = asyncio.Lock()
 
 
-async def model(strong: bool = False) -> ModelClient:
-    """The configured model, or the strong one; the first call may download weights and start the embedded server."""
-    strong = strong and settings().strong is not None
+async def model(strong: bool = False) -> Router:
+    """The usual or the strong level, opened: the first call may download weights."""
+    chosen = router("strong" if strong and has_strong() else "usual")
     async with _opening:
-        if strong not in _models:
-            _models[strong] = await asyncio.to_thread(open_model, strong_settings() if strong else settings())
-    return _models[strong]
+        await chosen.ready()
+    return chosen
 
 
-async def model_named(name: str) -> ModelClient:
-    """The one of the two models that has this name: a step asks the model its job was given."""
-    usual = await model()
-    return usual if usual.name == name or settings().strong is None else await model(strong=True)
+async def model_named(name: str) -> Router:
+    """The one of the two levels that has this name: a step asks the model its job or seat was given."""
+    usual = router("usual")
+    return usual if usual.name == name or not has_strong() else router("strong")
 
 
 def provider(strong: bool = False) -> str:
-    """Who answers the calls of the usual or the strong model, as pauses name it."""
-    chosen = strong_settings() if strong else settings()
-    return chosen.provider
-
-
-def strong_settings() -> Settings:
-    """The settings with the strong model in place of the usual one (I9)."""
-    section = settings().strong
-    if section is None:
-        return settings()
-    return settings().model_copy(
-        update={
-            "model": section.model,
-            "model_url": section.url,
-            "model_key": section.key,
-            "model_tier": None,
-            "model_context_tokens": section.context_tokens,
-            "model_usd_per_million_tokens": section.usd_per_million_tokens,
-        }
-    )
+    """Who answers the calls of the usual or the strong level, as pauses name them: see `split_providers`."""
+    return settings().providers_of("strong" if strong and has_strong() else "usual")
 
 
 def mirror(repository: Repository) -> Mirror:
@@ -172,17 +193,33 @@ def forge(repository: str) -> Forge:
         return GitHubForge(configured.github)
     remote = Path(configured.remote).expanduser() if configured and configured.remote else None
     if remote is not None and remote.is_dir():  # several machines may push there, so their pull requests meet beside it
-        return FolderForge(remote.absolute().with_name(f"{remote.name.removesuffix('.git')}.pulls"))
-    return FolderForge(settings().root / "forge" / repository / "pulls")
+        place = remote.absolute()
+        return FolderForge(place.with_name(f"{place.name.removesuffix('.git')}.pulls"), place)
+    place = settings().root / "forge" / repository
+    return FolderForge(place / "pulls", place / "repo.git")
 
 
 def close() -> None:
     """Forget everything that was opened; the next call opens it anew, with the settings as they are then."""
     if database.cache_info().currsize:
         database().close()
-    for opened in (loaded, database, deliveries, ledger, claims, pauses, fleet, sandbox, objects, board):
+    for opened in (
+        loaded,
+        database,
+        deliveries,
+        ledger,
+        claims,
+        pauses,
+        budgets,
+        stewardships,
+        fleet,
+        runner_jobs,
+        sandbox,
+        objects,
+        board,
+        router,
+    ):
         opened.cache_clear()
-    _models.clear()
 
 
 def worktrees() -> Path:

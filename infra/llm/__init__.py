@@ -45,6 +45,8 @@ class Message(Frozen):
     content: str
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+    shared_characters: int = Field(default=0, ge=0)
+    """So many characters at the beginning are the same in other requests: an endpoint that wants to be told caches them."""
 
 
 class Usage(Frozen):

@@ -14,7 +14,8 @@ from infra.llm.errors import Endpoint
 
 API_VERSION = "2023-06-01"
 ANSWER_TOOL = "answer"
-"""Name of the tool that a request with `json_schema` forces the model to call."""
+"""Name of the tool that a request with `json_schema` forces the model to call. Its own schema is always the same, because
+tools stand before everything else in the cached prefix; the schema that is wanted is the last thing said."""
 FINISH_REASONS: dict[str, FinishReason] = {
     "end_turn": "stop",
     "stop_sequence": "stop",
@@ -23,6 +24,8 @@ FINISH_REASONS: dict[str, FinishReason] = {
     "tool_use": "tool_calls",
 }
 CACHED = {"cache_control": {"type": "ephemeral"}}
+CACHE_WRITE_PRICE = 1.25
+"""Price of a token that is written to the five-minute cache, in prices of a prompt token (Anthropic's price list)."""
 
 
 class AnthropicClient:
@@ -42,7 +45,7 @@ class AnthropicClient:
     ) -> None:
         """`base_url` with or without `/v1`; `timeout_seconds` is the longest silence.
 
-        Tokens written to the cache are priced as prompt tokens. Raises ConfigError for an impossible key.
+        Tokens written to the cache cost `CACHE_WRITE_PRICE`. Raises ConfigError for an impossible key.
         """
         self.name, self.tier, self.context_tokens = name, tier, context_tokens
         self._base_url, self._key = base_url.rstrip("/").removesuffix("/v1"), checked_key(api_key)
@@ -81,7 +84,7 @@ class AnthropicClient:
     def _payload(self, request: ModelRequest) -> dict[str, Any]:
         payload: dict[str, Any] = {
             "model": self.name,
-            "messages": _messages(request.messages),
+            "messages": _messages(_with_schema(request)),
             "max_tokens": request.max_tokens,
             "stream": True,
             **_tool_fields(request),
@@ -99,12 +102,19 @@ def _tool_fields(request: ModelRequest) -> dict[str, Any]:
     tools = [_tool(tool) for tool in request.tools]
     if request.json_schema is None:
         return {"tools": tools} if tools else {}
-    tools.append(_tool(Tool(name=ANSWER_TOOL, description="Give the answer.", parameters=request.json_schema)))
+    tools.append(_tool(Tool(name=ANSWER_TOOL, description="Give the answer.", parameters={"type": "object"})))
     return {"tools": tools, "tool_choice": {"type": "tool", "name": ANSWER_TOOL}}
 
 
 def _tool(tool: Tool) -> dict[str, Any]:
     return {"name": tool.name, "description": tool.description, "input_schema": tool.parameters}
+
+
+def _with_schema(request: ModelRequest) -> tuple[Message, ...]:
+    if request.json_schema is None:
+        return request.messages
+    wanted = f"The answer is one object of this schema: {json.dumps(request.json_schema)}"
+    return (*request.messages, Message(role="user", content=wanted))
 
 
 def _messages(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
@@ -126,7 +136,9 @@ def _messages(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
 def _blocks(message: Message) -> list[dict[str, Any]]:
     if message.role == "tool":
         return [{"type": "tool_result", "tool_use_id": message.tool_call_id, "content": message.content}]
-    text = [{"type": "text", "text": message.content}] if message.content.strip() else []
+    shared, own = message.content[: message.shared_characters], message.content[message.shared_characters :]
+    text = [{"type": "text", "text": shared, **CACHED}] if shared.strip() else []
+    text += [{"type": "text", "text": own}] if own.strip() else []
     return [*text, *(_tool_use(call) for call in message.tool_calls)]
 
 
@@ -211,7 +223,9 @@ class _Answer:
     def completion(self, endpoint: Endpoint, prices: Prices, seconds: float) -> Completion:
         """Raises Unreachable when the stream ended without a stop reason."""
         if not self._stop:
-            raise Unreachable(f"{endpoint}: the stream was cut after {len(str(self._text))} characters")
+            raise Unreachable(
+                f"{endpoint}: the stream was cut after {len(str(self._text))} characters", may_be_billed=True
+            )
         if self._stop == "refusal":
             raise InvalidOutput(f"{endpoint}: the model refused to answer; reword the request")
         if self._stop not in FINISH_REASONS:
@@ -222,9 +236,15 @@ class _Answer:
             text=str(self._text),
             finish_reason="stop" if finish == "tool_calls" and not calls else finish,
             tool_calls=calls,
-            usage=priced(self._used(seconds), prices),
+            usage=self._priced(self._used(seconds), prices),
             model=self._model,
         )
+
+    def _priced(self, used: Usage, prices: Prices) -> Usage:
+        """With its cost. Written tokens are prompt tokens, and their surcharge comes on top."""
+        surcharge = self._usage.get("cache_creation_input_tokens", 0) * prices[0] * (CACHE_WRITE_PRICE - 1) / 1e6
+        plain = priced(used, prices)
+        return plain.model_copy(update={"cost_usd": plain.cost_usd + surcharge})
 
     def _used(self, seconds: float) -> Usage:
         """`input_tokens` leaves out what was read from and written to the cache."""

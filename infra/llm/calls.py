@@ -97,17 +97,23 @@ async def _transport(endpoint: Endpoint, timeout_seconds: float) -> AsyncIterato
     """A client for one call (event loops come and go), whose failures are Unreachable, ProviderFault or ConfigError."""
     timeout = httpx.Timeout(timeout_seconds, connect=min(CONNECT_SECONDS, timeout_seconds))
     try:
-        async with httpx.AsyncClient(timeout=timeout, verify=_tls(), trust_env=not _is_loopback(endpoint.url)) as http:
+        async with httpx.AsyncClient(timeout=timeout, verify=tls(), trust_env=not is_loopback(endpoint.url)) as http:
             yield http
     except httpx.TimeoutException as error:
         kind = type(error).__name__
-        raise Unreachable(f"{endpoint} was silent for {timeout_seconds:g} s ({kind}); is it up?") from None
+        raise Unreachable(
+            f"{endpoint} was silent for {timeout_seconds:g} s ({kind}); is it up?",
+            may_be_billed=not isinstance(error, httpx.ConnectTimeout | httpx.PoolTimeout),
+        ) from None
     except (httpx.UnsupportedProtocol, httpx.InvalidURL):
         raise ConfigError(f"{endpoint}: that is not an http(s) address; correct `model_url`") from None
     except httpx.DecodingError:
         raise ProviderFault(f"{endpoint} sent a body that cannot be decompressed") from None
     except httpx.TransportError as error:
-        raise Unreachable(f"{endpoint}: {type(error).__name__} {endpoint.clean(str(error))!r}; is it up?") from None
+        raise Unreachable(
+            f"{endpoint}: {type(error).__name__} {endpoint.clean(str(error))!r}; is it up?",
+            may_be_billed=not isinstance(error, httpx.ConnectError),
+        ) from None
 
 
 async def _objects(
@@ -213,7 +219,7 @@ async def _bounded(endpoint: Endpoint, seconds: float) -> AsyncIterator[None]:
     except TimeoutError:
         if not scope.expired():
             raise
-        raise Unreachable(f"{endpoint} did not finish within {seconds:g} s; is it stuck?") from None
+        raise Unreachable(f"{endpoint} did not finish within {seconds:g} s; is it stuck?", may_be_billed=True) from None
 
 
 class Text:
@@ -238,12 +244,12 @@ class Text:
 
 
 @cache
-def _tls() -> SSLContext:
+def tls() -> SSLContext:
     """Made once: loading the certificates costs more than a local call."""
     return httpx.create_ssl_context()
 
 
-def _is_loopback(url: str) -> bool:
+def is_loopback(url: str) -> bool:
     """A proxy of the environment must not see calls to this machine."""
     host = httpx.URL(url).host
     try:

@@ -23,6 +23,7 @@ from infra.errors import (
     ProviderFault,
     QuotaExhausted,
     RateLimited,
+    UnknownModel,
     Unreachable,
 )
 from infra.reset_times import parse_reset
@@ -160,7 +161,7 @@ def _by_words(
     if status == 413 or error.codes & CONTEXT_CODES or (status in (200, 400) and CONTEXT_WORDS.search(error.message)):
         return LimitReached(f"{said}; shorten the prompt or use a model with a larger context")
     if status == 404 or error.codes & MODEL_CODES or (status < 429 and MODEL_WORDS.search(error.message)):
-        return ConfigError(f"{said}; check the settings `model` and `model_url`: is {endpoint.model!r} offered there?")
+        return UnknownModel(f"{said}; check the settings `model` and `model_url`: is {endpoint.model!r} offered there?")
     return None
 
 

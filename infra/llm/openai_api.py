@@ -158,7 +158,9 @@ class _Answer:
     def completion(self, endpoint: Endpoint, prices: Prices, seconds: float) -> Completion:
         """Raises Unreachable when the stream ended without a finish reason."""
         if not self._finish:
-            raise Unreachable(f"{endpoint}: the stream was cut after {len(str(self._text))} characters")
+            raise Unreachable(
+                f"{endpoint}: the stream was cut after {len(str(self._text))} characters", may_be_billed=True
+            )
         if self._finish == "content_filter":
             raise InvalidOutput(f"{endpoint}: the provider's content filter stopped the answer; reword the request")
         if self._finish not in FINISH_REASONS:

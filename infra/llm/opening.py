@@ -11,7 +11,9 @@ from infra.llm.anthropic_api import AnthropicClient
 from infra.llm.local import LocalClient, ensure_server
 from infra.llm.openai_api import OpenAIClient
 from infra.llm.weights import EMBEDDED, Progress, ensure_weights, verify_weights
-from infra.settings import Settings
+from infra.prices import price_of
+from infra.sections import ModelSection
+from infra.settings import Settings, provider_of
 
 OPENAI_URL = "https://api.openai.com/v1"
 ANTHROPIC_URL = "https://api.anthropic.com"
@@ -40,11 +42,42 @@ def open_model(settings: Settings, progress: Progress | None = None) -> ModelCli
     )
 
 
+def plain_settings(settings: Settings, section: ModelSection) -> Settings:
+    """The settings as if `section` were their one model. Raises ConfigError where there are caps and no price is known."""
+    provider = provider_of(section.model, section.url, settings.node_name)
+    price = price_of(section.model, section.usd_per_million_tokens, provider, capped=settings.budgets.in_usd)
+    return settings.model_copy(
+        update={
+            "model": section.model,
+            "model_url": section.url,
+            "model_key": section.key,
+            "model_tier": section.actual_tier,
+            "model_context_tokens": section.context_tokens,
+            "model_timeout_seconds": section.timeout_seconds or settings.model_timeout_seconds,
+            "model_usd_per_million_tokens": price,
+        }
+    )
+
+
+def own_name(model: str) -> str:
+    """What the provider calls the model of the setting `model`; also where it stands alone, in cache keys and ledgers."""
+    return EMBEDDED.name if model == "embedded" else model.partition("/")[2]
+
+
+def context_of(settings: Settings) -> int:
+    """Tokens that one call to the model may use."""
+    if settings.model_context_tokens:
+        return settings.model_context_tokens
+    if settings.model == "embedded":
+        return EMBEDDED_CONTEXT_TOKENS // server_slots(settings.model_slots, os.cpu_count() or 1)
+    return REMOTE_CONTEXT_TOKENS
+
+
 def _open_embedded(settings: Settings, progress: Progress | None) -> LocalClient:
     folder, slots = settings.root / "weights", server_slots(settings.model_slots, os.cpu_count() or 1)
     given = settings.weights_path
     weights = verify_weights(given.expanduser(), folder) if given else ensure_weights(folder, progress)
-    per_call = settings.model_context_tokens or EMBEDDED_CONTEXT_TOKENS // slots
+    per_call = context_of(settings)
     return LocalClient(
         name=EMBEDDED.name,
         start=partial(ensure_server, settings.root, weights, slots, per_call * slots),
@@ -65,7 +98,7 @@ def _open_openai(settings: Settings, name: str) -> OpenAIClient:
         base_url=settings.model_url or OPENAI_URL,
         api_key=_key(settings, "OPENAI_API_KEY"),
         tier=settings.tier,
-        context_tokens=settings.model_context_tokens or REMOTE_CONTEXT_TOKENS,
+        context_tokens=context_of(settings),
         timeout_seconds=settings.model_timeout_seconds,
         usd_per_million_tokens=settings.model_usd_per_million_tokens,
     )
@@ -77,7 +110,7 @@ def _open_anthropic(settings: Settings, name: str) -> AnthropicClient:
         base_url=settings.model_url or ANTHROPIC_URL,
         api_key=_key(settings, "ANTHROPIC_API_KEY"),
         tier=settings.tier,
-        context_tokens=settings.model_context_tokens or REMOTE_CONTEXT_TOKENS,
+        context_tokens=context_of(settings),
         timeout_seconds=settings.model_timeout_seconds,
         usd_per_million_tokens=settings.model_usd_per_million_tokens,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import time
@@ -9,9 +10,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from jsonschema import Draft202012Validator
+from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT202012
 
 from infra.errors import (
     AuthFailed,
@@ -24,6 +30,7 @@ from infra.errors import (
     ProviderFault,
     QuotaExhausted,
     RateLimited,
+    UnknownModel,
     Unreachable,
 )
 from infra.llm import Message, ModelRequest, Tool, ToolCall
@@ -31,6 +38,7 @@ from infra.llm.openai_api import OpenAIClient
 from infra.llm.scripted import Answer, Fault, ScriptedModel, on
 
 KEY = "sk-test-0123456789abcdef"
+CONTRACT = Path(__file__).parents[4] / "shared" / "contracts" / "anthropic" / "openapi.yml.gz"
 SCHEMA = {"type": "object", "properties": {"verdict": {"type": "string"}}, "required": ["verdict"]}
 LOOK = Tool(name="look", description="Read a file.", parameters={"type": "object", "properties": {}})
 
@@ -137,6 +145,39 @@ async def test_anthropic_caches_system_and_last_message(ask: Any) -> None:
     assert model.requests[0].key_header == "x-api-key"
 
 
+async def test_anthropic_caches_what_a_message_shares_with_others_whatever_is_asked(ask: Any) -> None:
+    """Tools, system and the shared part are the same bytes for every schema, with a breakpoint behind them, and the whole is
+    a request of the published contract."""
+    from infra.llm.anthropic_api import AnthropicClient
+
+    with ScriptedModel([on("", "{}")]) as model:
+        client = AnthropicClient("m1", model.url, KEY)
+        for asked, schema in (("judge", SCHEMA), ("review", {"type": "object", "properties": {"summary": {}}})):
+            talk = (
+                Message(role="system", content="S"),
+                Message(role="user", content=f"prefix{asked}", shared_characters=6),
+            )
+            await client.complete(ModelRequest(messages=talk, max_tokens=10, json_schema=schema))
+    one, other = (request.body for request in model.requests)
+    assert (one["tools"], one["tool_choice"], one["system"]) == (other["tools"], other["tool_choice"], other["system"])
+    shared, own, schema_block = one["messages"][0]["content"]
+    assert (
+        shared
+        == other["messages"][0]["content"][0]
+        == {"type": "text", "text": "prefix", "cache_control": {"type": "ephemeral"}}
+    )
+    assert (own["text"], "verdict" in schema_block["text"]) == ("judge", True)
+    assert schema_block["cache_control"] == {"type": "ephemeral"}
+    assert json.dumps(one).count("cache_control") <= 4, "Anthropic takes four breakpoints"
+    if not CONTRACT.exists():
+        pytest.skip("the published contract lies beside the checkout, and it is not here")
+    contract = Resource(yaml.safe_load(gzip.decompress(CONTRACT.read_bytes())), DRAFT202012)
+    known = Registry().with_resource("urn:anthropic", contract)
+    Draft202012Validator({"$ref": "urn:anthropic#/components/schemas/CreateMessageParams"}, registry=known).validate(
+        one
+    )
+
+
 async def test_a_json_schema_is_sent_and_its_answer_comes_as_text(connect: Any, ask: Any) -> None:
     with ScriptedModel([on("", '{"verdict": "accept"}')]) as model:
         answer = await connect(model.url).complete(ask(json_schema=SCHEMA))
@@ -190,7 +231,7 @@ async def test_check_asks_for_the_models_and_costs_no_tokens(connect: Any) -> No
         (status(401, {"error": "Unauthorized"}), AuthFailed),
         (status(401, "<html>nope</html>"), AuthFailed),
         (status(403), AuthFailed),
-        (status(403, error("Project p does not have access to model m1", code="model_not_found")), ConfigError),
+        (status(403, error("Project p does not have access to model m1", code="model_not_found")), UnknownModel),
         (status(402, "pay"), QuotaExhausted),
         (status(429, error("You exceeded your current quota", code="insufficient_quota")), QuotaExhausted),
         (status(429, error("x", code="credit_balance_exhausted")), QuotaExhausted),
@@ -220,8 +261,8 @@ async def test_check_asks_for_the_models_and_costs_no_tokens(connect: Any) -> No
         (status(502, "<html>bad gateway</html>"), Unreachable),
         (status(504), Unreachable),
         (status(408), Unreachable),
-        (status(404), ConfigError),
-        (status(404, {"object": "error", "message": "The model `m1` does not exist.", "code": 404}), ConfigError),
+        (status(404), UnknownModel),
+        (status(404, {"object": "error", "message": "The model `m1` does not exist.", "code": 404}), UnknownModel),
         (status(400, error("bad field", type="invalid_request_error")), ConfigError),
         (status(422, {"detail": "nope"}), ConfigError),
         (status(307, "", location="http://elsewhere.invalid/v1"), ConfigError),
