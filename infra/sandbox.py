@@ -1,6 +1,7 @@
 """Running one command that nobody trusts: what it may see, how much it may use, and that nothing of it is left.
 
-Owns isolation and limits. It does not know git, tickets or what a command is for.
+Owns isolation and limits, with bubblewrap; `infra.containers` has those of docker and podman. It does not know git,
+tickets or what a command is for.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal, Protocol
 
+from infra.egress import Egress, door_beside, door_inside
 from infra.errors import ConfigError, DiskFull, InvalidOutput, SandboxUnavailable
 from infra.llm import Frozen
 from infra.settings import Settings
@@ -28,7 +30,7 @@ from infra.settings import Settings
 log = logging.getLogger(__name__)
 
 WORKSPACE = "/workspace"
-_HOME = "/home/agent"
+HOME = "/home/agent"
 _SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
 _DRAIN_SECONDS = 1.0
 _PROBE_SECONDS = 30
@@ -46,16 +48,21 @@ _WATCHED = '( { read -r _ < "/dev/fd/$1"; kill -s KILL -- "$2"; } < /dev/null > 
 _ETC = (
     "alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "mime.types", "protocols", "services",
 )  # fmt: skip
-_NETWORK_ETC = ("resolv.conf", "nsswitch.conf", "ssl", "pki", "ca-certificates")
+_NETWORK_ETC = ("resolv.conf", "nsswitch.conf")
+# Not the whole of /etc/ssl: the machine's own private keys lie there, and for a factory that runs as root they are readable.
+_TRUST_ETC = (
+    "ssl/certs", "ssl/cert.pem", "ssl/openssl.cnf", "pki/tls/certs", "pki/tls/cert.pem", "pki/ca-trust/extracted",
+    "ca-certificates",
+)  # fmt: skip
 _IDENTITY = {
-    "/etc/passwd": f"agent:x:1000:1000:agent:{_HOME}:/bin/sh\n",
+    "/etc/passwd": f"agent:x:1000:1000:agent:{HOME}:/bin/sh\n",
     "/etc/group": "agent:x:1000:\n",
     "/etc/hosts": "127.0.0.1 localhost sandbox\n::1 localhost\n",
 }
 
 
 class Bind(Frozen):
-    """A host file or folder that the command sees at the absolute path `target`. Only bubblewrap binds."""
+    """A host file or folder that the command sees at the absolute path `target`. Without a sandbox there are none."""
 
     source: Path
     target: str
@@ -67,6 +74,7 @@ class CommandResult(Frozen):
 
     `output` is stdout and stderr as they came, at most `Limits.output_bytes`: when more was written, the first and
     the last half around a line that says how much is missing. `flooded`: it wrote so much that it was killed.
+    `refused`: each `host:port` that it asked for and that its egress does not name.
     """
 
     exit_code: int
@@ -74,6 +82,7 @@ class CommandResult(Frozen):
     seconds: float
     timed_out: bool = False
     flooded: bool = False
+    refused: tuple[str, ...] = ()
 
 
 class Limits(Frozen):
@@ -97,7 +106,7 @@ class Sandbox(Protocol):
     """Runs commands in a worktree."""
 
     name: str
-    """`bubblewrap` or `none`."""
+    """As in the settings: `bubblewrap`, `docker`, `podman` or `none`; only with `none` paths are the host's own."""
 
     async def run(
         self,
@@ -109,10 +118,15 @@ class Sandbox(Protocol):
         environment: Mapping[str, str] = {},
         binds: Sequence[Bind] = (),
         stdin: bytes = b"",
+        egress: Egress | None = None,
+        on_output: Callable[[bytes], None] | None = None,
     ) -> CommandResult:
         """Run an argument list, or a string by `/bin/sh -c`, with the worktree as the only writable place and cwd.
 
-        Cancelling kills the command. Raises SandboxUnavailable, DiskFull, ConfigError (worktree that must not be
+        `egress` opens a way to what it names and nothing else: `HTTP_PROXY` and its like are set inside, and the text
+        `{gateway}` in arguments and environment values becomes the gateway's address. It excludes `network`, which
+        opens the host's. `on_output` gets the output's bytes as they come, even those that the result leaves out; it
+        must neither block nor raise. Cancelling kills the command. Raises SandboxUnavailable, DiskFull, ConfigError (worktree that must not be
         handed out) or InvalidOutput (a command that cannot be started: too long, NUL bytes).
         """
         ...
@@ -137,36 +151,41 @@ class Bubblewrap:
         environment: Mapping[str, str] = {},
         binds: Sequence[Bind] = (),
         stdin: bytes = b"",
+        egress: Egress | None = None,
+        on_output: Callable[[bytes], None] | None = None,
     ) -> CommandResult:
-        worktree = _checked_worktree(worktree)
-        with ExitStack() as files, _lifeline() as lifeline:
-            status = files.enter_context(_content(b""))
-            hidden, handed = self._hidden(worktree, binds, files)
-            arguments = [
-                _found("bwrap"), *_ISOLATION, "--json-status-fd", str(status.fileno()),
-                *(["--share-net"] if network else []), *self._system(network),
-                "--bind", str(worktree), WORKSPACE, *hidden, *_binds(worktree, binds),
-                "--remount-ro", "/", "--chdir", WORKSPACE, "--",
-                *_limited(command, self.limits, lifeline, "-1"),
-            ]  # fmt: skip
-            result = await _execute(
-                arguments,
-                cwd=worktree,
-                environment={**_environment(_HOME, self._path()), **environment},
-                limits=self.limits,
-                timeout_seconds=timeout_seconds or self.limits.timeout_seconds,
-                stdin=stdin,
-                pass_fds=(status.fileno(), lifeline, *handed),
-            )
-            # bwrap reports an exit code only when it came as far as starting the command.
-            if result.exit_code == 1 and b"exit-code" not in os.pread(status.fileno(), 65536, 0):
-                raise SandboxUnavailable(f"bubblewrap could not start a command: {result.output.strip()!r:.500}")
-            return result
+        worktree = checked_worktree(worktree, network, egress)
+        async with door_inside(egress) as door:
+            with ExitStack() as files, lifeline() as line:
+                status = files.enter_context(content(b""))
+                hidden, handed = self._hidden(worktree, binds, files)
+                etc = (*(_TRUST_ETC if network or egress else ()), *(_NETWORK_ETC if network else ()))
+                arguments = [
+                    _found("bwrap"), *_ISOLATION, "--json-status-fd", str(status.fileno()),
+                    *(["--share-net"] if network else []), *self._system(etc),
+                    "--bind", str(worktree), WORKSPACE, *_binds(worktree, binds), *hidden,
+                    "--remount-ro", "/", "--chdir", WORKSPACE, "--",
+                    *_limited(door.command(command), self.limits, line, "-1", door.launcher),
+                ]  # fmt: skip
+                result = await execute(
+                    arguments,
+                    cwd=worktree,
+                    environment={**fixed_environment(HOME), "PATH": self._path(), **door.environment(environment)},
+                    limits=self.limits,
+                    timeout_seconds=timeout_seconds or self.limits.timeout_seconds,
+                    stdin=stdin,
+                    pass_fds=(status.fileno(), line, *door.handed, *handed),
+                    on_output=on_output,
+                )
+                # bwrap reports an exit code only when it came as far as starting the command.
+                if result.exit_code == 1 and b"exit-code" not in os.pread(status.fileno(), 65536, 0):
+                    raise SandboxUnavailable(f"bubblewrap could not start a command: {result.output.strip()!r:.500}")
+            return result.model_copy(update={"refused": door.refused})
 
     def _path(self) -> str:
         return ":".join([*(str(p / "bin") for p in self.toolchain), _SYSTEM_PATH])
 
-    def _system(self, network: bool) -> list[str]:
+    def _system(self, etc: Sequence[str]) -> list[str]:
         size = str(self.limits.tmp_bytes)
         arguments = ["--ro-bind", "/usr", "/usr"]
         for name in ("bin", "sbin", "lib", "lib32", "lib64"):
@@ -175,23 +194,22 @@ class Bubblewrap:
                 arguments += ["--symlink", str(folder.readlink()), str(folder)]
             elif folder.is_dir():
                 arguments += ["--ro-bind", str(folder), str(folder)]
-        for name in (*_ETC, *(_NETWORK_ETC if network else ())):
+        for name in (*_ETC, *etc):
             arguments += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
         arguments += ["--proc", "/proc", "--dev", "/dev", "--size", size, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]  # noqa: S108
-        arguments += ["--size", size, "--tmpfs", "/tmp", "--size", size, "--tmpfs", _HOME]  # noqa: S108
+        arguments += ["--size", size, "--tmpfs", "/tmp", "--size", size, "--tmpfs", HOME]  # noqa: S108
         for path in self.toolchain:
             arguments += ["--ro-bind", str(path), str(path)]
         return arguments
 
     def _hidden(self, worktree: Path, binds: Sequence[Bind], files: ExitStack) -> tuple[list[str], list[int]]:
         """Made-up files: who the user is, and an empty `.git` where a linked worktree names the host's repository."""
-        content = dict(_IDENTITY)
-        pointer = worktree / ".git"
-        if pointer.is_file() and not pointer.is_symlink() and all(b.target != f"{WORKSPACE}/.git" for b in binds):
-            content[f"{WORKSPACE}/.git"] = ""
+        made_up = dict(_IDENTITY)
+        if must_hide_git_pointer(worktree, binds):
+            made_up[f"{WORKSPACE}/.git"] = ""
         arguments, handed = [], []
-        for target, text in content.items():
-            number = files.enter_context(_content(text.encode())).fileno()
+        for target, text in made_up.items():
+            number = files.enter_context(content(text.encode())).fileno()
             arguments += ["--ro-bind-data", str(number), target]
             handed.append(number)
         return arguments, handed
@@ -222,23 +240,29 @@ class Unsandboxed:
         environment: Mapping[str, str] = {},
         binds: Sequence[Bind] = (),
         stdin: bytes = b"",
+        egress: Egress | None = None,
+        on_output: Callable[[bytes], None] | None = None,
     ) -> CommandResult:
-        worktree = _checked_worktree(worktree)
+        worktree = checked_worktree(worktree, network, egress)
         path = ":".join([*(str(p / "bin") for p in default_toolchain()), _SYSTEM_PATH])
-        with (
-            _lifeline() as lifeline,
-            naming_a_full_disk("a home for a command"),
-            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home,
-        ):
-            return await _execute(
-                _limited(command, self.limits, lifeline, "0"),
-                cwd=worktree,
-                environment={**_environment(home, path), "TMPDIR": home, **environment},
-                limits=self.limits,
-                timeout_seconds=timeout_seconds or self.limits.timeout_seconds,
-                stdin=stdin,
-                pass_fds=(lifeline,),
-            )
+        async with door_beside(egress) as door:
+            with (
+                lifeline() as line,
+                naming_a_full_disk("a home for a command"),
+                tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home,
+            ):
+                own = {"PATH": path, "TMPDIR": home}
+                result = await execute(
+                    _limited(door.command(command), self.limits, line, "0"),
+                    cwd=worktree,
+                    environment={**fixed_environment(home), **own, **door.environment(environment)},
+                    limits=self.limits,
+                    timeout_seconds=timeout_seconds or self.limits.timeout_seconds,
+                    stdin=stdin,
+                    pass_fds=(line,),
+                    on_output=on_output,
+                )
+            return result.model_copy(update={"refused": door.refused})
 
 
 def open_sandbox(settings: Settings) -> Sandbox:
@@ -250,8 +274,18 @@ def open_sandbox(settings: Settings) -> Sandbox:
     )
     if settings.sandbox == "none":
         return Unsandboxed(limits)
+    if settings.sandbox != "bubblewrap":
+        from infra.containers import open_containers  # it stands on this module
+
+        return open_containers(settings.sandbox, _image(settings), limits)
     _probe()
     return Bubblewrap(limits)
+
+
+def _image(settings: Settings) -> str:
+    if settings.sandbox_image is None:
+        raise ConfigError(f"`sandbox: {settings.sandbox}` needs `sandbox_image`: an image with git and your toolchain")
+    return settings.sandbox_image
 
 
 def default_toolchain() -> tuple[Path, ...]:
@@ -288,7 +322,8 @@ def _probe() -> None:
         said = getattr(error, "stderr", None) or str(error).encode()
         raise SandboxUnavailable(
             f"bubblewrap does not work here ({said.decode(errors='replace').strip()!r:.300}): install bubblewrap 0.8 or "
-            "newer and allow user namespaces, or choose `sandbox: none` if this machine may be lost"
+            "newer and allow user namespaces, or choose `sandbox: docker`, `sandbox: podman`, or, if this machine may be lost, "
+            "`sandbox: none`"
         ) from error
 
 
@@ -302,8 +337,10 @@ def _found(program: str) -> str:
     return path
 
 
-def _checked_worktree(worktree: Path) -> Path:
+def checked_worktree(worktree: Path, network: bool, egress: Egress | None) -> Path:
     """WS1: the folder that is handed out is a real one, and holds neither the user's home nor the system."""
+    if network and egress is not None:
+        raise ConfigError("`network` opens everything and `egress` only what it names: choose one of them")
     if worktree.is_symlink() or not worktree.is_dir():
         raise ConfigError(f"cannot run in {str(worktree)!r}: it is not a folder")
     path = worktree.resolve()
@@ -315,17 +352,29 @@ def _checked_worktree(worktree: Path) -> Path:
 def _binds(worktree: Path, binds: Sequence[Bind]) -> list[str]:
     arguments: list[str] = []
     for bind in binds:
-        target = PurePosixPath(bind.target)
-        if not target.is_absolute() or ".." in target.parts:
-            raise ConfigError(f"bind target {bind.target!r} must be an absolute path")
-        if target.is_relative_to(WORKSPACE):
-            _refuse_links(worktree, target.relative_to(WORKSPACE))
+        target = checked_target(worktree, bind)
         arguments += ["--bind" if bind.writable else "--ro-bind", str(bind.source.absolute()), str(target)]
     return arguments
 
 
+def checked_target(worktree: Path, bind: Bind) -> PurePosixPath:
+    """Where the bind goes. Raises ConfigError (not a plain absolute path) or InvalidOutput (a planted link)."""
+    target = PurePosixPath(bind.target)
+    if not target.is_absolute() or ".." in target.parts:
+        raise ConfigError(f"bind target {bind.target!r} must be an absolute path")
+    if target.is_relative_to(WORKSPACE):
+        _refuse_links(worktree, target.relative_to(WORKSPACE))
+    return target
+
+
+def must_hide_git_pointer(worktree: Path, binds: Sequence[Bind]) -> bool:
+    """Whether the worktree's `.git` is a file, which names the host's repository, and nothing is put over it."""
+    pointer = worktree / ".git"
+    return pointer.is_file() and not pointer.is_symlink() and all(b.target != f"{WORKSPACE}/.git" for b in binds)
+
+
 def _refuse_links(worktree: Path, relative: PurePosixPath) -> None:
-    """bwrap follows links when it makes a mount point, so a planted one could lead it out of the worktree."""
+    """Links are followed when a mount point is made, so a planted one could lead out of the worktree."""
     path = worktree
     for part in relative.parts:
         path = path / part
@@ -333,12 +382,18 @@ def _refuse_links(worktree: Path, relative: PurePosixPath) -> None:
             raise InvalidOutput(f"{str(relative)!r} in the worktree was replaced by a link")
 
 
-def _environment(home: str, path: str) -> dict[str, str]:
-    fixed = {"LANG": "C.UTF-8", "TERM": "dumb", "CI": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    return {"PATH": path, "HOME": home, **fixed}
+def fixed_environment(home: str) -> dict[str, str]:
+    """What every command finds in its environment, besides PATH."""
+    return {"HOME": home, "LANG": "C.UTF-8", "TERM": "dumb", "CI": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def _limited(command: Sequence[str] | str, limits: Limits, lifeline: int, everything: Literal["-1", "0"]) -> list[str]:
+def _limited(
+    command: Sequence[str] | str,
+    limits: Limits,
+    line: int,
+    everything: Literal["-1", "0"],
+    launcher: Sequence[str] = (),
+) -> list[str]:
     """The command behind `prlimit`, which needs no code between fork and exec, and watched by its lifeline.
 
     Limits never exceed our own. `everything` is what `kill` takes for all processes of the command: `-1` in a pid
@@ -351,17 +406,23 @@ def _limited(command: Sequence[str] | str, limits: Limits, lifeline: int, everyt
         "nproc": (resource.RLIMIT_NPROC, limits.processes),
         "data": (resource.RLIMIT_DATA, limits.memory_bytes),
     }
-    options = []
-    for name, (kind, value) in wanted.items():
-        hard = resource.getrlimit(kind)[1]
-        options.append(f"--{name}={value if hard == resource.RLIM_INFINITY else min(value, hard)}")
-    arguments = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
-    watched = ["/bin/sh", "-c", _WATCHED, "sh", str(lifeline), everything]
-    return [*watched, _found("prlimit"), *options, "--", *arguments]
+    options = [f"--{name}={within_ours(kind, value)}" for name, (kind, value) in wanted.items()]
+    watched = ["/bin/sh", "-c", _WATCHED, "sh", str(line), everything]
+    return [*watched, *launcher, _found("prlimit"), *options, "--", *argument_list(command)]
+
+
+def within_ours(kind: int, value: int) -> int:
+    """`value`, or our own hard limit of this kind where that is lower: nobody but root may raise it."""
+    hard = resource.getrlimit(kind)[1]
+    return value if hard == resource.RLIM_INFINITY else min(value, hard)
+
+
+def argument_list(command: Sequence[str] | str) -> list[str]:
+    return ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
 
 
 @contextmanager
-def _lifeline() -> Iterator[int]:
+def lifeline() -> Iterator[int]:
     """The reading end of a pipe that ends with this process, however that ends."""
     reading, writing = os.pipe()
     try:
@@ -372,7 +433,7 @@ def _lifeline() -> Iterator[int]:
 
 
 @contextmanager
-def _content(data: bytes) -> Iterator[IO[bytes]]:
+def content(data: bytes) -> Iterator[IO[bytes]]:
     """An unnamed file that holds `data`, at its beginning."""
     with naming_a_full_disk("a temporary file"), tempfile.TemporaryFile() as file:
         file.write(data)
@@ -381,12 +442,16 @@ def _content(data: bytes) -> Iterator[IO[bytes]]:
 
 
 class _Capture(asyncio.Protocol):
-    """Keeps the first and last part of what arrives, whatever its length, and calls `on_flood` when it is too much."""
+    """Keeps the first and last part of what arrives, whatever its length, and calls `on_flood` when it is too much.
 
-    def __init__(self, output_bytes: int, flood_bytes: int) -> None:
+    `on_output` gets everything.
+    """
+
+    def __init__(self, output_bytes: int, flood_bytes: int, on_output: Callable[[bytes], None] | None) -> None:
         self._half = max(output_bytes - 64, 0) // 2  # 64: room for the marker
         self._limit, self._flood = output_bytes, flood_bytes
         self._head, self._tail, self._total = bytearray(), bytearray(), 0
+        self._on_output = on_output
         self.closed = asyncio.Event()
         self.on_flood: Callable[[], None] = lambda: None
 
@@ -400,6 +465,8 @@ class _Capture(asyncio.Protocol):
         self._head += data[:room]
         self._tail += data[room:]
         del self._tail[: -(self._limit - self._half)]
+        if self._on_output is not None:
+            self._on_output(data)
         if self.flooded:
             self.on_flood()
 
@@ -414,7 +481,7 @@ class _Capture(asyncio.Protocol):
         return head.decode(errors="replace") + marker + tail.decode(errors="replace")
 
 
-async def _execute(
+async def execute(
     arguments: Sequence[str],
     *,
     cwd: Path,
@@ -423,13 +490,21 @@ async def _execute(
     timeout_seconds: float,
     stdin: bytes,
     pass_fds: Sequence[int] = (),
+    on_output: Callable[[bytes], None] | None = None,
+    stderr: IO[bytes] | None = None,
 ) -> CommandResult:
-    capture = _Capture(limits.output_bytes, limits.flood_factor * limits.output_bytes)
+    """Start a program in a session of its own, take in what it prints, and kill that session at the end or in time.
+
+    `stderr` None: in the order it came with the output.
+    """
+    capture = _Capture(limits.output_bytes, limits.flood_factor * limits.output_bytes, on_output)
     started = time.monotonic()
     timed_out = False
     async with _pipe_into(capture) as write_end:
-        with _content(stdin) as source, write_end:
-            spawning = asyncio.create_task(_spawn(arguments, cwd, environment, source, write_end, pass_fds))
+        with content(stdin) as source, write_end:
+            spawning = asyncio.create_task(
+                _spawn(arguments, cwd, environment, source, write_end, stderr or write_end, pass_fds)
+            )
             process = await _whole(spawning)
         capture.on_flood = lambda: _kill(process)
         try:
@@ -469,11 +544,12 @@ async def _spawn(
     environment: Mapping[str, str],
     stdin: IO[bytes],
     stdout: IO[bytes],
+    stderr: IO[bytes],
     pass_fds: Sequence[int],
 ) -> asyncio.subprocess.Process:
     try:
         return await asyncio.create_subprocess_exec(
-            *arguments, cwd=cwd, env=environment, stdin=stdin, stdout=stdout, stderr=stdout,
+            *arguments, cwd=cwd, env=environment, stdin=stdin, stdout=stdout, stderr=stderr,
             start_new_session=True, pass_fds=tuple(pass_fds),
         )  # fmt: skip
     except ValueError as error:

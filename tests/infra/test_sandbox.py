@@ -16,6 +16,7 @@ from pathlib import Path
 import pydantic
 import pytest
 
+from infra.egress import Egress
 from infra.errors import ConfigError, DiskFull, InvalidOutput, SandboxUnavailable
 from infra.sandbox import Bind, Bubblewrap, Limits, Unsandboxed, default_toolchain, naming_a_full_disk, open_sandbox
 from infra.settings import Settings
@@ -91,6 +92,16 @@ async def test_there_is_no_network_unless_it_is_asked_for(worktree: Path) -> Non
     assert opened.exit_code == 0, opened.output
 
 
+@pytest.mark.skipif(not Path("/etc/ssl/certs").is_dir(), reason="certificates lie elsewhere")
+async def test_a_way_out_brings_certificates_but_not_the_machines_private_keys(worktree: Path) -> None:
+    for options in ({"network": True}, {"egress": Egress()}):
+        result = await BOX.run("ls /etc/ssl; ls /etc/resolv.conf", worktree=worktree, **options)  # type: ignore[arg-type]
+        assert "certs" in result.output
+        assert "private" not in result.output
+        assert ("No such file" in result.output) is ("egress" in options)
+    assert "certs" not in (await BOX.run("ls /etc/ssl", worktree=worktree)).output
+
+
 async def test_there_are_no_capabilities_and_no_further_namespaces(worktree: Path) -> None:
     result = await BOX.run("grep CapEff /proc/self/status; unshare -U true; mount -t tmpfs x /tmp", worktree=worktree)
     assert "CapEff:\t0000000000000000" in result.output
@@ -118,6 +129,10 @@ async def test_the_git_pointer_of_a_linked_worktree_is_covered(worktree: Path) -
     result = await BOX.run("cat .git; git status; rm -f .git; echo planted > .git", worktree=worktree)
     assert "someone" not in result.output
     assert "someone" in (worktree / ".git").read_text()
+    read_only = Bind(source=worktree, target="/workspace")
+    result = await BOX.run("cat .git; touch x", worktree=worktree, binds=[read_only])
+    assert "someone" not in result.output
+    assert "Read-only" in result.output
 
 
 async def test_binds_are_read_only_unless_asked(worktree: Path, tmp_path: Path) -> None:
@@ -195,17 +210,18 @@ async def test_daemons_end_with_the_command_and_do_not_hold_it_up(worktree: Path
     assert await gone("sleep 98711")
 
 
+@pytest.mark.parametrize("egress", [None, Egress()], ids=["shut", "egress"])
 @pytest.mark.parametrize("box", [BOX, Unsandboxed(Limits())], ids=lambda b: str(b.name))
 async def test_fifty_cancelled_commands_leave_no_process_and_no_descriptor(
-    box: Bubblewrap | Unsandboxed, worktree: Path
+    box: Bubblewrap | Unsandboxed, egress: Egress | None, worktree: Path
 ) -> None:
-    """RC8 in small."""
-    await box.run("true", worktree=worktree)
+    """RC8 in small. Those with a way out take longer to start, so they are cancelled later, too."""
+    await box.run("true", worktree=worktree, egress=egress)
     before = len(list(Path("/proc/self/fd").iterdir()))
-    word = f"sleep 9872{len(box.name)}"
+    word = f"sleep 9872{len(box.name)}{bool(egress):d}"
     for number in range(50):
-        task = asyncio.create_task(box.run(f"{word}1 & {word}2", worktree=worktree))
-        await asyncio.sleep(0.0004 * number)
+        task = asyncio.create_task(box.run(f"{word}1 & {word}2", worktree=worktree, egress=egress))
+        await asyncio.sleep((0.0004 if egress is None else 0.002) * number)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -214,23 +230,25 @@ async def test_fifty_cancelled_commands_leave_no_process_and_no_descriptor(
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
 
 
+@pytest.mark.parametrize("egress", ["None", "Egress()"])
 @pytest.mark.parametrize("kind", ["Bubblewrap", "Unsandboxed"])
 async def test_our_own_sudden_death_takes_all_commands_along_even_those_just_starting(
-    kind: str, worktree: Path
+    kind: str, egress: str, worktree: Path
 ) -> None:
     """RC10: killed with -9 while one command runs and twelve are at different points of their start."""
-    word = f"sleep 9873{len(kind)}"
+    word = f"sleep 9873{len(kind)}{len(egress)}"
     script = f"""if True:
         import asyncio, pathlib
         from infra.sandbox import *
         async def main():
             box, worktree = {kind}(Limits()), pathlib.Path({str(worktree)!r})
-            tasks = [asyncio.create_task(box.run("echo up > up; {word}", worktree=worktree))]
+            options = {{"worktree": worktree, "egress": {egress}}}
+            tasks = [asyncio.create_task(box.run("echo up > up; {word}", **options))]
             while not (worktree / "up").exists():
                 await asyncio.sleep(0.01)
             for _ in range(12):
-                tasks.append(asyncio.create_task(box.run("{word}", worktree=worktree)))
-                await asyncio.sleep(0.004)
+                tasks.append(asyncio.create_task(box.run("{word}", **options)))
+                await asyncio.sleep(0.004 if {egress} is None else 0.02)
             os.kill(os.getpid(), 9)
         asyncio.run(main())"""
     run = await asyncio.to_thread(
@@ -325,6 +343,7 @@ def test_it_works_for_an_ordinary_user() -> None:
             "yaml",
             "dotenv",
             "typing_inspection",
+            *("h11", "httpx", "httpcore", "certifi", "anyio", "idna"),
         ):
             shutil.copytree(here / name, packages / name)
         shutil.copy(here / "typing_extensions.py", packages)
