@@ -74,8 +74,14 @@ class Function(Frozen):
 
 
 @cache
+def grammar(suffix: str) -> Language:
+    """The grammar of a file name's ending, of those that `is_source` knows."""
+    return Language(_GRAMMARS[suffix]())
+
+
+@cache
 def _parser(suffix: str) -> Parser:
-    return Parser(Language(_GRAMMARS[suffix]()))
+    return Parser(grammar(suffix))
 
 
 def is_source(path: str) -> bool:

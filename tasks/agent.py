@@ -1,7 +1,7 @@
 """The tool-calling loop for capable models, and the toolbox it may use in one worktree.
 
 The model is asked from here, outside the sandbox; only the commands it wants run go inside. What a role may do is
-decided by its `Toolbox`, never by its prompt.
+decided by its `Grant`, which the `Toolbox` holds it to, never by its prompt.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, StringConstraints, ValidationError
 
 from infra import test_runners
+from infra.code_index import CodeIndex, Hit, Place, split_words
 from infra.errors import ConfigError, InvalidOutput, LimitReached, NeedsHuman, WorkFailed
 from infra.git import Worktree
 from infra.llm import Completion, Frozen, Message, ModelClient, ModelRequest, Tool, ToolCall, Usage
 from infra.sandbox import Bind, CommandResult, Sandbox
+from tasks.grants import ASK, LOOKING_UP, Grant
 from tasks.models import Ending, Policy
 
-READING = frozenset({"read_file", "search", "list_files"})
-ASK = "ask_human"
-EDITING = READING | {"edit_file", "write_file", "run", "run_tests", ASK}
 FINISH = "finish"
 
 RUN_SECONDS = 120
@@ -38,9 +37,12 @@ MAX_FILES = 20_000
 
 _SHOWN = {
     "read_file": (50_000, None), "run": (30_000, 256), "run_tests": (30_000, 256), "search": (20_000, 200),
-    "list_files": (20_000, 500),
+    "list_files": (20_000, 500), "find_symbol": (10_000, 100), "search_code": (20_000, 200),
 }  # fmt: skip
 """Characters and lines of a tool's output that the model sees (attractor's limits); half of it in small contexts."""
+_EDITED = " (edited since the base commit; read it again)"
+_SHOWN_LINES = 6
+_LINE_CHARS = 200
 _SMALL_CONTEXT_TOKENS = 64_000
 _WRAP_UP_SHARE = 0.8
 _CONTEXT_SHARE = 0.8
@@ -115,15 +117,20 @@ async def run_agent(
     temperature: float = 0.0,
     seed: int = 0,
     nonce: str | None = None,
+    shared_characters: int = 0,
 ) -> AgentResult:
     """Let the model work with the tools until it calls `finish` or a bound is hit. Never retries, never sleeps.
 
     `nonce` marks tool output and must be unguessable; give the same one again to repeat a run word for word.
+    `shared_characters` of the prompt are the same in other requests (see `Message`).
     Raises InfraError and ConfigError of the model and the sandbox: then the run failed, not the work. Raises NeedsHuman
     when the model asks a person.
     """
-    loop = _Loop(model, system, prompt, toolbox, limits, on_event, temperature, seed, nonce or secrets.token_hex(8))
-    return await loop.run()
+    nonce = nonce or secrets.token_hex(8)
+    rule = _FENCE_RULE.format(nonce=nonce) + (_ASK_RULE if ASK in toolbox.allowed else "")
+    told = Message(role="user", content=f"{prompt}\n{rule}", shared_characters=shared_characters)
+    messages = [Message(role="system", content=system), told]  # as in other roles, up to the prefix that all share
+    return await _Loop(model, messages, toolbox, limits, on_event, temperature, seed, nonce).run()
 
 
 class _Loop:
@@ -132,8 +139,7 @@ class _Loop:
     def __init__(
         self,
         model: ModelClient,
-        system: str,
-        prompt: str,
+        messages: list[Message],
         toolbox: Toolbox,
         limits: AgentLimits,
         on_event: Callable[[AgentEvent], None],
@@ -143,9 +149,7 @@ class _Loop:
     ) -> None:
         self.model, self.toolbox, self.limits, self.on_event = model, toolbox, limits, on_event
         self.temperature, self.seed = temperature, seed
-        self.nonce = nonce
-        rule = _FENCE_RULE.format(nonce=self.nonce) + (_ASK_RULE if ASK in toolbox.allowed else "")
-        self.messages = [Message(role="system", content=system + rule), Message(role="user", content=prompt)]
+        self.nonce, self.messages = nonce, messages
         self.repeats = Repeats()
         self.usage, self.steps, self.started = Usage(), 0, time.monotonic()
         self.cut_off = self.text_only = 0
@@ -353,6 +357,22 @@ class ListFiles(Frozen):
     glob: str = "*"
 
 
+class FindSymbol(Frozen):
+    """Find where functions, classes, methods, types and module-level names are defined, by name; `*` stands for any
+    letters. Knows the base commit: what you have added since is found by `search`.
+    """
+
+    name: str = Field(min_length=1, max_length=200)
+
+
+class SearchCode(Frozen):
+    """Find the code that has most to do with some words, best first, when you do not know how it is named. Knows the base
+    commit: what you have added since is found by `search`.
+    """
+
+    words: str = Field(min_length=1, max_length=500)
+
+
 class EditFile(Frozen):
     """Replace `old` by `new` in a file. `old` must occur exactly once, so include enough lines around it."""
 
@@ -394,11 +414,15 @@ class ToolFailed(Exception):
     """A tool cannot do what it was asked; the message goes to the model."""
 
 
+Vet = Callable[[str], Awaitable[str]]
+"""Looks at a question for people before it is asked: returns it as it is to be asked, or raises ToolFailed."""
+
+
 class Toolbox:
     """The tools of one role in one worktree.
 
-    `allowed` are the names of the tools it may use and `writable` the globs of the paths it may write with them; a
-    call of anything else is refused here. `answer` is the model of what `finish` takes. What commands (`run`,
+    A call of anything that the `grant` does not name is refused here. `answer` is the model of what `finish` takes.
+    `index` is the code index of the repository; without one, its tools are not offered. What commands (`run`,
     `run_tests`) write is not held back: a role with narrow `writable` is collected by `written`, not by the worktree.
     """
 
@@ -407,27 +431,31 @@ class Toolbox:
         worktree: Worktree,
         sandbox: Sandbox,
         policy: Policy,
-        allowed: frozenset[str],
+        grant: Grant,
         *,
         answer: type[Frozen],
-        writable: Sequence[str] = ("*",),
+        index: CodeIndex | None = None,
+        vet: Vet | None = None,
     ) -> None:
         self._actions: dict[str, tuple[type[Frozen], Callable[[Any], Awaitable[str]]]] = {
             "read_file": (ReadFile, self._read_file),
             "search": (Search, self._search),
             "list_files": (ListFiles, self._list_files),
+            "find_symbol": (FindSymbol, self._find_symbol),
+            "search_code": (SearchCode, self._search_code),
             "edit_file": (EditFile, self._edit_file),
             "write_file": (WriteFile, self._write_file),
             "run": (Run, self._run),
             "run_tests": (RunTests, self._run_tests),
             ASK: (AskHuman, self._ask_human),
         }
-        if unknown := allowed - self._actions.keys():
+        if unknown := grant.tools - self._actions.keys():
             raise ConfigError(f"there are no tools named {sorted(unknown)!r}; choose from {sorted(self._actions)!r}")
-        self.allowed, self.writable, self.answer = allowed, tuple(writable), answer
+        self.grant, self.answer = grant, answer
+        self.allowed = grant.tools if index is not None else grant.tools - LOOKING_UP
         self.written: set[str] = set()
         """Paths that were written with a tool."""
-        self._worktree, self._sandbox, self._policy = worktree, sandbox, policy
+        self._worktree, self._sandbox, self._policy, self._index, self._vet = worktree, sandbox, policy, index, vet
         self._binds: Sequence[Bind] | None = None
 
     def tools(self) -> tuple[Tool, ...]:
@@ -475,6 +503,42 @@ class Toolbox:
     async def _list_files(self, wanted: ListFiles) -> str:
         return "\n".join(self._files(wanted.glob)) or "no file matches"
 
+    async def _find_symbol(self, wanted: FindSymbol) -> str:
+        index, sha = self._indexed(), self._worktree.sha
+        found = await asyncio.to_thread(index.symbols, sha, wanted.name)
+        if not found and "." in wanted.name:  # the module's name is no part of a qualified one
+            found = await asyncio.to_thread(index.symbols, sha, wanted.name.rpartition(".")[2])
+        shown = [self._placed(place) for place in found if self.grant.may_read(place.path)]
+        return "\n".join(shown) or "nothing of that name is defined"
+
+    def _placed(self, place: Place) -> str:
+        """A definition with its line in the worktree, where it still begins with the same words."""
+        lines = (self._worktree.read(place.path) or "").split("\n")
+        begins = [n for n, line in enumerate(lines, 1) if line.strip().startswith(place.signature)]
+        line = min(begins, key=lambda n: abs(n - place.start_line), default=None)
+        where = f"{place.path}:{line or place.start_line}"
+        return f"{where}: {place.kind} {place.qualified_name}: {place.signature}{'' if line else _EDITED}"
+
+    async def _search_code(self, wanted: SearchCode) -> str:
+        found = await asyncio.to_thread(self._indexed().search, self._worktree.sha, wanted.words)
+        words = set(split_words(wanted.words))
+        shown = [self._lines(hit, words) for hit in found if self.grant.may_read(hit.path)]
+        return "\n\n".join(shown) or "nothing has these words"
+
+    def _lines(self, hit: Hit, words: set[str]) -> str:
+        """A hit's place with its first line and the lines that have most of the words."""
+        lines = hit.text.split("\n")
+        shared = {n: len(words.intersection(split_words(line))) for n, line in enumerate(lines)}
+        best = sorted(sorted(range(len(lines)), key=lambda n: -shared[n])[:_SHOWN_LINES])
+        now = (self._worktree.read(hit.path) or "").split("\n")[hit.start_line - 1 : hit.end_line]
+        shown = [f"{hit.start_line + n:>6}\t{lines[n][:_LINE_CHARS]}" for n in best if n == 0 or shared[n]]
+        return "\n".join([f"{hit.path}:{hit.start_line}-{hit.end_line}{'' if now == lines else _EDITED}", *shown])
+
+    def _indexed(self) -> CodeIndex:
+        if self._index is None:
+            raise ToolFailed("there is no code index here; use search")
+        return self._index
+
     async def _edit_file(self, wanted: EditFile) -> str:
         text = self._text(wanted.path)
         found = text.count(wanted.old)
@@ -507,15 +571,18 @@ class Toolbox:
         return "\n".join([", ".join(counts), *([run.error] if run.error else []), *failed, run.output])
 
     async def _ask_human(self, wanted: AskHuman) -> str:
-        raise NeedsHuman(wanted.question)
+        raise NeedsHuman(await self._vet(wanted.question) if self._vet else wanted.question)
 
     def _write(self, path: str, text: str) -> None:
-        if not any(fnmatch.fnmatchcase(path, pattern) for pattern in self.writable):
-            raise ToolFailed(f"you may not write {path!r}; you may write {list(self.writable)}")
+        if not self.grant.may_write(path):
+            but = f", but never {list(self.grant.protected)}" if self.grant.protected else ""
+            raise ToolFailed(f"you may not write {path!r}; you may write {list(self.grant.writable)}{but}")
         self._worktree.write(path, text)
         self.written.add(path)
 
     def _text(self, path: str) -> str:
+        if not self.grant.may_read(path):
+            raise ToolFailed(f"you may not read {path!r}; you may read {list(self.grant.readable)}")
         text = self._worktree.read(path)
         if text is None:
             raise ToolFailed(f"there is no text file {path!r}; list_files and search show what there is")
@@ -529,7 +596,7 @@ class Toolbox:
             folders[:] = sorted(set(folders) - _SKIPPED_FOLDERS)
             inside = os.path.relpath(folder, root)
             paths = [name if inside == "." else f"{inside}/{name}" for name in sorted(names) if name != ".git"]
-            found += [path for path in paths if fnmatch.fnmatchcase(path, glob)]
+            found += [path for path in paths if fnmatch.fnmatchcase(path, glob) and self.grant.may_read(path)]
             if len(found) >= MAX_FILES:
                 break
         return found[:MAX_FILES]

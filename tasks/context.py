@@ -25,6 +25,8 @@ SMALL_CONTEXT_CHARS = 6_000
 CAPABLE_CONTEXT_CHARS = 24_000
 RULES_CHARS = 1_500
 TICKET_CHARS = 4_000
+SPECIFICATION_CHARS = 60_000
+"""How much of a ticket, and of the specification of a whole application, every prompt shows."""
 
 _STOP_WORDS = frozenset(
     "a an and are as at be but by can do does for from get gives has have how i if in instead into is it its like me my "
@@ -105,9 +107,13 @@ def _path_named(path: str, text: str) -> float:
 
 def _spread_to_callees(known: list[Function], scores: list[float]) -> list[float]:
     """Each function gains 0.4 of its best-scoring direct caller's score."""
-    called = [set(re.findall(r"\w+(?=\()", f.text)) for f in known]
+    callers: dict[str, list[int]] = {}
+    for caller, function in enumerate(known):
+        for name in set(re.findall(r"\w+(?=\()", function.text)):
+            callers.setdefault(name, []).append(caller)
+    best = {name: sorted(places, key=lambda i: -scores[i])[:2] for name, places in callers.items()}
     return [
-        score + 0.4 * max((scores[j] for j, names in enumerate(called) if j != i and f.name in names), default=0.0)
+        score + 0.4 * max((scores[j] for j in best.get(f.name, ()) if j != i), default=0.0)
         for i, (f, score) in enumerate(zip(known, scores, strict=True))
     ]
 
@@ -198,6 +204,7 @@ def render_prefix(
     memories: tuple[str, ...],
     baseline: TestReport,
     nonce: str,
+    ticket_chars: int = TICKET_CHARS,
 ) -> str:
     """The text all prompts of this ticket start with."""
     said = "\n\n".join(
@@ -205,7 +212,7 @@ def render_prefix(
     )
     parts = [f"Repository `{repository}`, tests run with `{policy.test or 'none'}`."]
     parts += [f"Rules of the repository:\n{fenced(rules[:RULES_CHARS], nonce)}"] if rules else []
-    parts += [f"Ticket {ticket.key}:\n{fenced(said[:TICKET_CHARS], nonce)}"]
+    parts += [f"Ticket {ticket.key}:\n{fenced(said[:ticket_chars], nonce)}"]
     lessons = "\n".join(memories)
     parts += [f"Lessons from earlier work:\n{fenced(lessons, nonce)}"] if memories else []
     failing = sorted(baseline.ids("failed"))
