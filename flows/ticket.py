@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from prefect import flow
 
 from tasks.attempts import close, give_back
+from tasks.building import pack
 from tasks.coding import in_waves, write_code
-from tasks.collecting import collect
+from tasks.collecting import collect, receive, whole
+from tasks.crew import crew_of, leave_crew
 from tasks.delivery import archive, cost_so_far
 from tasks.holding import holding, take_hold, waiting_for_their_turn
 from tasks.intake import alone, find_repository, find_ticket, take_in, write_brief
 from tasks.judging import judge
-from tasks.measuring import measure, rank
+from tasks.measuring import evidence_at_hand, measure, objections, rank
 from tasks.memory import remember
 from tasks.models import (
     Assignment,
@@ -26,18 +30,21 @@ from tasks.models import (
     Evidence,
     FactoryError,
     Feedback,
+    Greenfield,
     Job,
     Outcome,
     Plan,
-    PullRequest,
+    Rejection,
     Result,
+    Review,
     TestChange,
+    WorkUnit,
 )
-from tasks.planning import crew, make_plan
+from tasks.planning import make_plan, mending, turn_down
 from tasks.publishing import publish, reject
 from tasks.review import review
-from tasks.scribe import write_up
-from tasks.security import audit
+from tasks.scribe import Words, find_words, write_up
+from tasks.security import audit, audit_diff
 from tasks.testing import credible_tests, write_tests
 
 logger = logging.getLogger(__name__)
@@ -45,19 +52,24 @@ logger = logging.getLogger(__name__)
 
 @flow(name="work-ticket", flow_run_name="{ticket}", persist_result=True)
 async def work_ticket(
-    ticket: str, repository: str | None = None, board: str = "folder", token: int | None = None
+    ticket: str,
+    repository: str | None = None,
+    board: str = "folder",
+    token: int | None = None,
+    greenfield: Greenfield | None = None,
 ) -> Outcome:
     """Work `ticket` of `board` on `repository` (a configured name, a path, or what the ticket routes to).
 
-    `token` is the claim a dispatcher made for this run; without one the run claims the ticket itself. Returns how it ended,
-    ACCEPT or REJECT. Raises ConfigError, InfraError (nothing burnt, run again), NeedsHuman or WorkFailed.
+    `token` is the claim a dispatcher made for this run; without one the run claims the ticket itself. With `greenfield` the
+    ticket is the specification of a whole application (`flows.build`). Returns how it ended, ACCEPT or REJECT. Raises
+    ConfigError, InfraError (nothing burnt, run again), NeedsHuman or WorkFailed.
     """
     started = time.monotonic()
     found = find_ticket(ticket, board)
     with alone(found):
         claim = take_hold(found, find_repository(found, repository)[0], token)
         async with holding(claim):
-            job = await take_in(found, repository, claim, token is not None)
+            job = await take_in(found, repository, claim, token is not None, greenfield)
             try:
                 outcome = await deliver(job, started)
             except FactoryError as error:
@@ -88,12 +100,19 @@ async def deliver(job: Job, started: float) -> Outcome:
     """Brief, plan, rounds of work until the judge decides, then the pull request or the reason why there is none."""
     brief = await write_brief(job)
     plan = await make_plan(job, brief)
+    if plan.rejection is not None:
+        return await decline(job, plan.rejection, started)
     result = await decide_in_rounds(job, brief, plan)
-    usage = await cost_so_far(job)
-    await archive(job, plan, result, usage)
-    pull_request: PullRequest | None = None
-    if result.verdict.decision == "ACCEPT":
-        pull_request = await publish(job, result.candidate, await write_up(job, plan, result, usage))
+    accepted = result.verdict.decision == "ACCEPT"
+    has_words = accepted and crew_of(job, plan).own_words
+    words = await find_words(job, brief, plan, result) if has_words else Words()
+    costs = await cost_so_far(job)
+    await leave_crew(job, plan, costs)
+    await archive(job, plan, result, costs.total)
+    pull_request, packed = None, None
+    if accepted:
+        pull_request = await publish(job, result.candidate, await write_up(job, plan, result, costs, words))
+        packed = await pack(job, result.candidate) if job.greenfield else None
     else:
         await reject(job, result.verdict)
     return Outcome(
@@ -103,10 +122,21 @@ async def deliver(job: Job, started: float) -> Outcome:
         pull_request=pull_request,
         evidence=result.evidence,
         rounds=result.rounds,
-        usage=usage,
+        usage=costs.total,
         seconds=time.monotonic() - started,
         warnings=job.warnings,
+        archive=packed,
     )
+
+
+async def decline(job: Job, rejection: Rejection, started: float) -> Outcome:
+    """The end of a ticket that the architect showed to need no code: the reason on the ticket, and nothing else."""
+    verdict = await turn_down(job, rejection)
+    costs = await cost_so_far(job)
+    await reject(job, verdict)
+    seconds = time.monotonic() - started
+    return Outcome(ticket=job.ticket.key, decision="REJECT", reasons=verdict.reasons, usage=costs.total, seconds=seconds,
+                   warnings=job.warnings)  # fmt: skip
 
 
 async def decide_in_rounds(job: Job, brief: Brief, plan: Plan) -> Result:
@@ -124,12 +154,28 @@ async def decide_in_rounds(job: Job, brief: Brief, plan: Plan) -> Result:
         if tests != candidate.tests:
             candidate = await collect(job, candidate.number, number, candidate.changes, tests)
             evidence = await measure(job, brief, candidate, number)
-        opinion = await review(job, brief, plan, candidate, evidence, number)
-        verdict = await judge(job, brief, plan, candidate, evidence, opinion, number)
+        opinion, looks = await read(job, brief, plan, candidate, evidence, number)
+        verdict = await judge(job, brief, plan, candidate, evidence, opinion, looks, number)
         if verdict.decision != "REVISE":
             break
-        feedback = Feedback(must_fix=verdict.must_fix, changes=candidate.changes)
-    return Result(candidate=candidate, evidence=evidence, review=opinion, audits=audits, verdict=verdict, rounds=number)
+        feedback = Feedback(must_fix=verdict.must_fix, changes=whole(job, candidate))
+    return Result(candidate=candidate, evidence=evidence, review=opinion, audits=(*audits, *looks), verdict=verdict,
+                  rounds=number)  # fmt: skip
+
+
+async def read(
+    job: Job, brief: Brief, plan: Plan, candidate: Candidate, evidence: Evidence, number: int
+) -> tuple[Review, tuple[Audit, ...]]:
+    """Reviewer and auditors read the change at the same time. What evidence refuses is not audited."""
+    crew = crew_of(job, plan)
+    auditors = crew.auditors if crew.second_look and not objections(evidence, candidate) else 0
+    async with side_by_side() as group:
+        reviews = [group.create_task(review(job, brief, plan, candidate, evidence, number))] if crew.reviewers else []
+        looks = [
+            group.create_task(audit_diff(job, brief, plan, candidate, evidence, n, number))
+            for n in range(1, auditors + 1)
+        ]
+    return reviews[0].result() if reviews else Review(), tuple(look.result() for look in looks)
 
 
 async def work(
@@ -141,32 +187,74 @@ async def work(
     feedback: Feedback,
     audits: tuple[Audit, ...],
 ) -> tuple[list[tuple[Change, ...]], tuple[TestChange, ...], tuple[Audit, ...]]:
-    """One round: coders, testers and auditors at the same time. Tests and threats found once are kept for later rounds."""
-    coders, testers, auditors = crew(plan.effort, job.tier)
-    have_red = any(t.red for t in tests if t.tester > 0)
-    changes, written, found = await asyncio.gather(
-        asyncio.gather(*(code(job, brief, plan, n, number, tests, feedback) for n in range(1, coders + 1))),
-        asyncio.gather(*(write_tests(job, brief, plan, n, number) for n in range(1, testers + 1) if not have_red)),
-        asyncio.gather(*(audit(job, brief, plan, n) for n in range(1, auditors + 1) if not audits)),
-    )
-    return list(changes), (*tests, *(t for t in written if t.red)), (*audits, *found)
+    """One round: coders, testers and auditors at the same time. Tests and threats found once are kept for later rounds.
+
+    Returns the candidates (each the changes of all units), the tests and the audits.
+    """
+    crew = crew_of(job, plan)
+    enough = any(t.red for t in tests if t.tester > 0) or (not crew.tests_anyway and evidence_at_hand(brief))
+    async with side_by_side() as group:
+        coded = group.create_task(code(job, brief, plan, crew.coders, number, tests, feedback))
+        tested = [
+            group.create_task(write_tests(job, brief, plan, n, number))
+            for n in range(1, crew.testers + 1)
+            if not enough
+        ]
+        audited = [group.create_task(audit(job, brief, plan, n)) for n in range(1, crew.auditors + 1) if not audits]
+    written = tuple(t.result() for t in tested)
+    return coded.result(), (*tests, *(t for t in written if t.red)), (*audits, *(a.result() for a in audited))
 
 
 async def code(
+    job: Job, brief: Brief, plan: Plan, coders: int, number: int, tests: tuple[TestChange, ...], feedback: Feedback
+) -> list[tuple[Change, ...]]:
+    """Several units are shared out among the coders and make one candidate; of one unit every coder makes a candidate.
+
+    In a later round the first coder alone mends what the judge named.
+    """
+    units, coders = (plan.units, coders) if number == 1 else (mending(plan), 1)
+    if len(units) > 1:
+        candidates = [await share_out(job, brief, plan, units, coders, number, tests, feedback)]
+    else:
+        async with side_by_side() as group:
+            made = [
+                group.create_task(write_code(job, brief, plan, units[0], n, number, tests, feedback, ()))
+                for n in range(1, coders + 1)
+            ]
+        candidates = [(each.result(),) for each in made]
+    await receive(job, plan, number, [change for changes in candidates for change in changes])
+    return candidates
+
+
+async def share_out(
     job: Job,
     brief: Brief,
     plan: Plan,
-    candidate: int,
+    units: tuple[WorkUnit, ...],
+    coders: int,
     number: int,
     tests: tuple[TestChange, ...],
     feedback: Feedback,
 ) -> tuple[Change, ...]:
-    """One candidate: every unit of the plan, those that do not wait for each other at the same time."""
+    """Every unit once: those that do not wait for each other at the same time, as many as there are coders."""
     done: tuple[Change, ...] = ()
-    for wave in in_waves(plan.units):
-        done += tuple(
-            await asyncio.gather(
-                *(write_code(job, brief, plan, unit, candidate, number, tests, feedback, done) for unit in wave)
-            )
-        )
+    for wave in in_waves(units):
+        given = done
+        for start in range(0, len(wave), coders):
+            async with side_by_side() as group:
+                made = [
+                    group.create_task(write_code(job, brief, plan, unit, n, number, tests, feedback, given))
+                    for n, unit in enumerate(wave[start : start + coders], 1)
+                ]
+            done += tuple(each.result() for each in made)
     return done
+
+
+@asynccontextmanager
+async def side_by_side() -> AsyncIterator[asyncio.TaskGroup]:
+    """Steps at the same time. The first that fails ends the others, and its error is the one that is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None

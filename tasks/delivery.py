@@ -7,28 +7,56 @@ import json
 
 from prefect import task
 
+from infra.ledger import SeatUsage
 from infra.redaction import redact
 from tasks import paper, services
-from tasks.models import Job, Plan, Result, Usage
+from tasks.models import Frozen, Job, Plan, Result, Usage
 
 
-def cost_table(job: Job, usage: Usage) -> list[str]:
-    """Tokens as the provider counted them; USD by the prices in the settings."""
-    share = usage.cached_tokens / usage.prompt_tokens if usage.prompt_tokens else 0.0
+class Costs(Frozen):
+    """What the model calls of a ticket took, over all its attempts, one entry for each member of a role and model."""
+
+    seats: tuple[SeatUsage, ...] = ()
+
+    @property
+    def total(self) -> Usage:
+        return sum((s.usage for s in self.seats), Usage())
+
+    @property
+    def by_model(self) -> dict[tuple[str, str], Usage]:
+        """By provider (empty: not known) and model, in the order of first use."""
+        found: dict[tuple[str, str], Usage] = {}
+        for s in self.seats:
+            key = s.provider or "", s.model
+            found[key] = found.get(key, Usage()) + s.usage
+        return found
+
+
+def cost_table(costs: Costs) -> list[str]:
+    """Tokens as the providers counted them; USD by the prices in the settings. One row per model, and all together."""
+    rows = [_row(f"{model} ({provider})" if provider else model, u) for (provider, model), u in costs.by_model.items()]
     return [
         "| model | calls | prompt tokens | cached | completion tokens | model seconds | USD |",
         "|---|---|---|---|---|---|---|",
-        f"| {job.model} | {usage.calls} | {usage.prompt_tokens} | {share:.0%} | {usage.completion_tokens} "
-        f"| {usage.seconds:.0f} | {usage.cost_usd:.4f} |",
+        *rows,
+        *([_row("all", costs.total)] if len(rows) != 1 else []),
     ]
 
 
+def _row(name: str, usage: Usage) -> str:
+    return (
+        f"| {name} | {usage.calls} | {usage.prompt_tokens} | {paper.cached_share(usage):.0%} | {usage.completion_tokens} "
+        f"| {usage.seconds:.0f} | {usage.cost_usd:.4f} |"
+    )
+
+
 @task(name="cost", task_run_name="cost")
-async def cost_so_far(job: Job) -> Usage:
+async def cost_so_far(job: Job) -> Costs:
     """All calls of this ticket's attempts from the ledger, each counted once however often a run was resumed."""
-    usage = await asyncio.to_thread(services.ledger(job.ticket.board).usage_of, job.ticket.key)
-    await paper.leave(job, "cost", "\n".join(cost_table(job, usage)))
-    return usage
+    seats = await asyncio.to_thread(services.ledger(job.ticket.board).usage_by_seat, job.ticket.key)
+    costs = Costs(seats=tuple(seats))
+    await paper.leave(job, "cost", "\n".join(cost_table(costs)))
+    return costs
 
 
 @task(name="archive", task_run_name="archive")

@@ -6,6 +6,7 @@ With a small model the opinion is advice and changes nothing: a 1.5B rejects cor
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from prefect import task
@@ -16,9 +17,11 @@ from tasks.answers import ask_for
 from tasks.asking import asker_for, chat
 from tasks.context import SYSTEM, fenced
 from tasks.measuring import DIFF_CHARS, SMALL_DIFF_CHARS, facts, objections
-from tasks.models import Brief, Candidate, Evidence, Job, ModelRequest, Plan, Review, Usage, Verdict
+from tasks.models import Audit, Brief, Candidate, Evidence, Finding, Job, ModelRequest, Plan, Review, Usage, Verdict
+from tasks.paper import Signature
+from tasks.seats import Seat, seat
 
-PROMPT_VERSION = "judge-1"
+PROMPT_VERSION = "judge-2"
 
 INSTRUCTION = """\
 This change was made for the ticket:
@@ -29,6 +32,8 @@ What the factory measured: {facts}
 You are the judge. Does the change do what the ticket asks, for every input, without harm? Answer with one JSON object: \
 {{"decision": "ACCEPT|REVISE", "reasons": [at most {reasons} short sentences], "must_fix": [only for REVISE: what has to \
 change]}}."""
+
+ACCEPTANCE = "\nThe plan's acceptance checks: {acceptance}\n"
 
 
 class Opinion(BaseModel):
@@ -60,37 +65,61 @@ def decide(
 
 @task(name="judge", task_run_name="judge {round}")
 async def judge(
-    job: Job, brief: Brief, plan: Plan, candidate: Candidate, evidence: Evidence, review: Review, round: int
+    job: Job,
+    brief: Brief,
+    plan: Plan,
+    candidate: Candidate,
+    evidence: Evidence,
+    review: Review,
+    audits: tuple[Audit, ...],
+    round: int,
 ) -> Verdict:
-    """The verdict of one round, written to the ledger. A change that evidence already refuses costs no opinion."""
-    last = round >= job.max_rounds
+    """The verdict of one round, written to the ledger. A change that evidence already refuses costs no opinion.
+
+    `audits` are those of the diff. The model is told neither who wrote the change nor who found what.
+    """
+    at, last = seat(job, "judge", plan.effort), round >= job.max_rounds
     opinion, usage = None, Usage()
-    if not objections(evidence, candidate):
-        opinion, usage = await _opinion(job, brief, evidence, review, candidate.number, round)
-    verdict = decide(evidence, candidate, opinion, capable=job.tier == "capable", last_round=last)
+    refused = bool(objections(evidence, candidate))
+    if not refused:
+        findings = distinct([*review.findings, *(f for audit in audits for f in audit.findings)])
+        opinion, usage = await _opinion(job, brief, plan, evidence, findings, at, candidate.number, round)
+    verdict = decide(evidence, candidate, opinion, capable=at.tier == "capable", last_round=last)
     verdict = verdict.model_copy(update={"usage": usage})
     services.ledger(job.ticket.board).record_verdict(job.attempt_id, round, candidate.head_sha, verdict.decision, verdict.reasons,
                                      evidence.model_dump(mode="json", exclude={"diff"}))  # fmt: skip
-    await paper.leave(job, f"verdict-{round}", as_markdown(verdict))
+    signed = Signature(role="judge", round=round, model=at.model, prompt_version=PROMPT_VERSION, usage=usage,
+                       status="skipped" if refused else "success" if opinion else "fail")  # fmt: skip
+    await paper.leave_sheet(job, f"verdict-{round}", signed, as_markdown(verdict), verdict)
     return verdict
 
 
+def distinct(findings: Iterable[Finding]) -> list[Finding]:
+    """Each place and message once, however many roles point at it, the most severe first."""
+    kept: dict[tuple[str, int, str], Finding] = {}
+    for finding in sorted(findings, key=lambda f: ("critical", "high", "medium", "low").index(f.severity)):
+        kept.setdefault((finding.path, finding.line, " ".join(finding.message.lower().split())), finding)
+    return list(kept.values())
+
+
 async def _opinion(
-    job: Job, brief: Brief, evidence: Evidence, review: Review, number: int, round: int
+    job: Job, brief: Brief, plan: Plan, evidence: Evidence, findings: list[Finding], at: Seat, number: int, round: int
 ) -> tuple[Opinion | None, Usage]:
-    asker = asker_for(job, "judge", PROMPT_VERSION, candidate=number, round=round)
-    small = job.tier == "small"
-    findings = "\n".join(f"- {f.severity}: {f.message} ({f.path}:{f.line})" for f in review.findings)
+    asker = asker_for(job, "judge", PROMPT_VERSION, candidate=number, round=round, effort=plan.effort)
+    small = at.tier == "small"
+    pointed_at = "\n".join(f"- {f.severity}: {f.message} ({f.path}:{f.line})" for f in findings)
+    told = f"Those who read it found:\n{fenced(pointed_at, brief.nonce)}\n" if findings else ""
+    told += ACCEPTANCE.format(acceptance="; ".join(plan.acceptance)) if plan.acceptance and not small else ""
     instruction = INSTRUCTION.format(
         diff=fenced(evidence.diff[: SMALL_DIFF_CHARS if small else DIFF_CHARS], brief.nonce),
         facts=facts(evidence),
-        review=f"The reviewer found:\n{findings}\n" if findings else "",
+        review=told,
         reasons=1 if small else 3,
     )
     request = ModelRequest(
         messages=chat(brief.prefix, SYSTEM, instruction), max_tokens=100 if small else 1_000, seed=job.seed
     )
-    return await ask_for(Opinion, asker, request, job.model)
+    return await ask_for(Opinion, asker, request, at.model)
 
 
 def as_markdown(verdict: Verdict) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Iterator
 
 from prefect import task
 
 from tasks import paper, services
 from tasks.evidence import gather_evidence
-from tasks.models import Brief, Candidate, Evidence, Job
+from tasks.models import Brief, Candidate, Evidence, Finding, Job
 
 DIFF_CHARS = 20_000
 SMALL_DIFF_CHARS = 2_500
@@ -17,9 +19,10 @@ SMALL_DIFF_CHARS = 2_500
 
 
 def evidence_key(job: Job, brief: Brief, candidate: Candidate) -> str:
-    """Cache key: the commit, the policy it is tested by and the new tests."""
+    """Cache key: the commit, the policy and the limits it is measured by, and the new tests."""
     said = json.dumps([
         job.repository.base_sha, candidate.head_sha, brief.policy.model_dump(), [t.files for t in candidate.tests],
+        size_limits(job),
     ], sort_keys=True)  # fmt: skip
     return f"evidence-{hashlib.sha256(said.encode()).hexdigest()}"
 
@@ -32,7 +35,7 @@ def evidence_key(job: Job, brief: Brief, candidate: Candidate) -> str:
 )
 async def measure(job: Job, brief: Brief, candidate: Candidate, round: int) -> Evidence:
     """All facts about one candidate, from fresh checkouts."""
-    settings = services.settings()
+    max_files, max_lines = size_limits(job)
     evidence = await gather_evidence(
         services.mirror(job.repository),
         services.sandbox(),
@@ -40,12 +43,19 @@ async def measure(job: Job, brief: Brief, candidate: Candidate, round: int) -> E
         brief,
         candidate.head_sha,
         candidate.tests,
-        max_files=settings.max_diff_files,
-        max_lines=settings.max_diff_lines,
+        max_files=max_files,
+        max_lines=max_lines,
     )
     await paper.leave(job, f"diff-{candidate.number}-{round}", f"```diff\n{evidence.diff}\n```")
     await paper.leave(job, f"evidence-{candidate.number}-{round}", as_markdown(evidence))
     return evidence
+
+
+def size_limits(job: Job) -> tuple[int, int]:
+    """Files and lines that the change of this job may touch."""
+    if job.greenfield is not None:
+        return job.greenfield.max_files, job.greenfield.max_lines
+    return services.settings().max_diff_files, services.settings().max_diff_lines
 
 
 def objections(evidence: Evidence, candidate: Candidate) -> tuple[str, ...]:
@@ -73,6 +83,37 @@ def rank(candidate: Candidate, evidence: Evidence) -> tuple[int, int, int, int, 
         candidate.round,
         -(evidence.lines_added + evidence.lines_removed),
     )
+
+
+def evidence_at_hand(brief: Brief) -> bool:
+    """Whether a change can be proved without new tests: an example of the ticket fails, or a test that the ticket names."""
+    said = f"{brief.ticket.title}\n{brief.ticket.body}"
+    own = brief.ticket_tests is not None and bool(brief.ticket_tests.red)
+    return own or any(name in said for name in brief.baseline.ids("failed"))
+
+
+def anchored(finding: Finding, evidence: Evidence) -> Finding:
+    """A role's finding outside the lines of the diff loses its severity: it judges the change, not the neighbourhood."""
+    inside = any(finding.line in lines for path, lines in shown_lines(evidence.diff) if path == finding.path)
+    return finding if inside else finding.model_copy(update={"severity": "low"})
+
+
+def shown_lines(diff: str) -> Iterator[tuple[str, range]]:
+    """Path and lines of every hunk of a patch as git writes it, on the new side; of a deleted file on the old one."""
+    old = path = ""
+    left = 0
+    for line in diff.split("\n"):
+        if left > 0:
+            left -= 0 if line.startswith("\\") else 2 if line.startswith(" ") or not line else 1
+        elif line.startswith("--- "):
+            old = line[4:].removeprefix("a/").rstrip("\t")
+        elif line.startswith("+++ "):
+            new = line[4:].removeprefix("b/").rstrip("\t")
+            path = old if new == "/dev/null" else new
+        elif hunk := re.match(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@", line):
+            first, size, start, length = (int(number or 1) for number in hunk.groups())
+            left = size + length
+            yield path, range(start, start + length) if length else range(first, first + size)
 
 
 def facts(evidence: Evidence) -> str:

@@ -15,9 +15,9 @@ from infra.llm import Completion, Frozen, Message, ModelRequest, Tier, Usage
 from infra.pull_requests import PullRequest
 
 __all__ = [
-    "Audit", "Brief", "Candidate", "Change", "CodeExcerpt", "Comment", "Completion", "Decision", "Ending", "Evidence", "FactoryError", "Feedback", "Finding", "Frozen",
-    "Job", "Message", "ModelRequest", "Outcome", "Plan", "Policy", "PullRequest", "Repository", "Result", "Review", "TestChange",
-    "TestOutcome", "TestReport", "Threat", "Ticket", "Tier", "Usage", "Verdict", "WorkUnit",
+    "Audit", "Brief", "Candidate", "Change", "CodeExcerpt", "Comment", "Completion", "Decision", "Ending", "Evidence", "FactoryError", "Feedback", "Finding", "Frozen", "Greenfield",
+    "Job", "Message", "ModelRequest", "Outcome", "Plan", "Policy", "PullRequest", "Rejection", "Repository", "Result", "Review", "TestChange",
+    "TestOutcome", "TestReport", "Threat", "Ticket", "Tier", "Usage", "Vector", "Verdict", "WorkUnit",
 ]  # fmt: skip
 
 Severity = Literal["critical", "high", "medium", "low"]
@@ -100,11 +100,24 @@ class WorkUnit(Frozen):
     title: str
     description: str = ""
     files: tuple[str, ...] = ()
+    symbols: tuple[str, ...] = ()
+    """Functions and classes that it changes."""
     depends_on: tuple[str, ...] = ()
 
 
+class Rejection(Frozen):
+    """Why a ticket should not be coded. `proofs` were looked up by code: a commit, a line of a file, a ticket."""
+
+    kind: Literal["already_done", "blocked_by", "unactionable"]
+    reason: str
+    proofs: tuple[str, ...]
+
+
 class Plan(Frozen):
-    """The architect's plan; every later role works from it. `effort` is 1 (trivial) to 5 (large)."""
+    """The architect's plan; every later role works from it. `effort` is 1 (trivial) to 5 (large).
+
+    With a `rejection` there are no units and nothing is coded.
+    """
 
     summary: str
     effort: int = Field(ge=1, le=5)
@@ -113,9 +126,12 @@ class Plan(Frozen):
     data_models: tuple[str, ...] = ()
     api_surface: tuple[str, ...] = ()
     file_layout: tuple[str, ...] = ()
+    creates: tuple[str, ...] = ()
+    """Paths and names that the plan makes anew."""
     edge_cases: tuple[str, ...] = ()
     acceptance: tuple[str, ...] = ()
     units: tuple[WorkUnit, ...]
+    rejection: Rejection | None = None
     usage: Usage = Usage()
 
 
@@ -176,6 +192,10 @@ class Finding(Frozen):
     line: int = 0
     rule: str = ""
     new: bool = True
+    confidence: Literal["high", "medium", "low"] | None = None
+    """How sure the role is that points at it; None for tools."""
+    cwe: str = ""
+    """`CWE-89`, where an auditor names one."""
 
 
 class Evidence(Frozen):
@@ -232,11 +252,24 @@ class Threat(Frozen):
     severity: Severity = "low"
 
 
+class Vector(Frozen):
+    """One way of hostile input: where it enters, what it reaches, and what stands between (nothing: empty)."""
+
+    source: str
+    sink: str
+    guard: str = ""
+
+
 class Audit(Frozen):
-    """A security auditor's opinion of the plan. Tool findings on the diff are part of `Evidence`, not of this."""
+    """A security auditor's opinion: `threats` and `vectors` of the plan, or `findings` on the diff.
+
+    Tool findings on the diff are part of `Evidence`, not of this.
+    """
 
     auditor: int
     threats: tuple[Threat, ...] = ()
+    vectors: tuple[Vector, ...] = ()
+    findings: tuple[Finding, ...] = ()
     usage: Usage = Usage()
 
 
@@ -288,6 +321,13 @@ class Result(Frozen):
     rounds: int
 
 
+class Greenfield(Frozen):
+    """That a whole application is built, and how large its change may grow: beyond a ticket's, but bounded."""
+
+    max_files: int = Field(default=60, ge=1, le=300)
+    max_lines: int = Field(default=6_000, ge=1, le=30_000)
+
+
 class Job(Frozen):
     """A ticket taken in for work: what intake found and the attempt it opened."""
 
@@ -303,13 +343,15 @@ class Job(Frozen):
     seed: int
     warnings: tuple[str, ...] = ()
     provider: str = ""
-    """Who answers the model's calls, as pauses name it."""
+    """Who answers the model's calls, as pauses name it; several as `split_providers` takes them."""
     claim: Claim
     """The right to work on the ticket; every write shows it."""
     dispatched: bool = False
     """Started by the dispatcher, not by a person."""
     final: bool = True
     """A failure is the last word; else another attempt follows."""
+    greenfield: Greenfield | None = None
+    """The ticket is the specification of a whole application (`darkfactory build`)."""
 
     @property
     def thought(self) -> str:
@@ -338,3 +380,5 @@ class Outcome(Frozen):
     usage: Usage = Usage()
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
+    archive: str | None = None
+    """Key in the object store of what `darkfactory build` packed; None for other tickets."""

@@ -25,8 +25,9 @@ def _publish(job: Job, candidate: Candidate, text: PullRequestText) -> PullReque
     with fence(job):
         services.mirror(repository).push(repository.remote, branch, candidate.head_sha)
         pull_request = services.forge(repository.name).publish(
-            branch=branch, base=repository.base_branch, head_sha=candidate.head_sha, title=text.title, body=text.body
-        )
+            branch=branch, base=repository.base_branch, head_sha=candidate.head_sha, title=text.title, body=text.body,
+            draft=_is_draft(repository.name),
+        )  # fmt: skip
         services.ledger(job.ticket.board).record_pull_request(job.ticket.key, pull_request)
         services.board(job.ticket.board).comment(
             job.ticket.key,
@@ -35,6 +36,12 @@ def _publish(job: Job, candidate: Candidate, text: PullRequestText) -> PullReque
         )
         move(job, services.board_section(job.ticket.board).states.review)
     return pull_request
+
+
+def _is_draft(repository: str) -> bool:
+    """A person makes a draft ready; where the steward merges there may be none."""
+    section = services.settings().repositories.get(repository)
+    return section is None or section.steward.merge == "never"
 
 
 def move(job: Job, state: str) -> None:

@@ -9,12 +9,15 @@ from pydantic import BaseModel, Field
 
 from tasks import paper
 from tasks.answers import ask_for
-from tasks.asking import asker_for, chat
+from tasks.asking import Asker, asker_for, chat
 from tasks.context import SYSTEM, fenced
-from tasks.measuring import DIFF_CHARS, SMALL_DIFF_CHARS, facts, objections
-from tasks.models import Brief, Candidate, Evidence, Finding, Job, ModelRequest, Plan, Review, Severity
+from tasks.measuring import DIFF_CHARS, SMALL_DIFF_CHARS, anchored, facts, objections
+from tasks.models import Brief, Candidate, Evidence, Finding, Job, ModelRequest, Plan, Review, Severity, Usage
+from tasks.paper import Signature
+from tasks.seats import Seat, seat
+from tasks.verification import verified_findings, verified_text
 
-PROMPT_VERSION = "reviewer-1"
+PROMPT_VERSION = "reviewer-2"
 
 SMALL_INSTRUCTION = """\
 This change was made for the ticket:
@@ -57,31 +60,39 @@ async def review(job: Job, brief: Brief, plan: Plan, candidate: Candidate, evide
     """One review of the candidate. An unusable answer is a review without findings; what evidence refuses already is
     shown to a capable model only, whose words can help the next round.
     """
-    if job.tier == "small" and objections(evidence, candidate):
+    at = seat(job, "reviewer", plan.effort)
+    if at.tier == "small" and objections(evidence, candidate):
         return Review()
-    asker = asker_for(job, "reviewer", PROMPT_VERSION, candidate=candidate.number, round=round)
+    asker = asker_for(job, "reviewer", PROMPT_VERSION, candidate=candidate.number, round=round, effort=plan.effort)
     request = ModelRequest(
-        messages=chat(brief.prefix, SYSTEM, _instruction(job, brief, plan, evidence)),
-        max_tokens=120 if job.tier == "small" else 2_000,
+        messages=chat(brief.prefix, SYSTEM, _instruction(at, brief, plan, evidence)),
+        max_tokens=120 if at.tier == "small" else 2_000,
         seed=job.seed,
     )
-    if job.tier == "small":
-        short, usage = await ask_for(SmallReview, asker, request, job.model)
-        found = Review(summary=short.summary if short else "", usage=usage)
-    else:
-        draft, usage = await ask_for(DraftReview, asker, request, job.model)
-        found = Review(
-            summary=draft.summary if draft else "",
-            findings=tuple(_finding(f, evidence) for f in draft.findings) if draft else (),
-            usage=usage,
-        )
-    await paper.leave(job, f"review-{round}", as_markdown(found))
+    draft, usage = await _answer(asker, request, at)
+    found = Review(
+        summary=await verified_text(job, brief, asker, draft.summary) if draft else "",
+        findings=await verified_findings(job, brief, asker, tuple(_finding(f, evidence) for f in draft.findings))
+        if draft
+        else (),
+        usage=usage,
+    )
+    signed = Signature(role="reviewer", round=round, model=at.model, prompt_version=PROMPT_VERSION,
+                       status="success" if draft else "fail", usage=usage)  # fmt: skip
+    await paper.leave_sheet(job, f"review-{round}", signed, as_markdown(found), found)
     return found
 
 
-def _instruction(job: Job, brief: Brief, plan: Plan, evidence: Evidence) -> str:
+async def _answer(asker: Asker, request: ModelRequest, at: Seat) -> tuple[DraftReview | None, Usage]:
+    if at.tier == "small":
+        short, usage = await ask_for(SmallReview, asker, request, at.model)
+        return (DraftReview(summary=short.summary) if short else None), usage
+    return await ask_for(DraftReview, asker, request, at.model)
+
+
+def _instruction(at: Seat, brief: Brief, plan: Plan, evidence: Evidence) -> str:
     nonce = brief.nonce
-    if job.tier == "small":
+    if at.tier == "small":
         return SMALL_INSTRUCTION.format(diff=fenced(evidence.diff[:SMALL_DIFF_CHARS], nonce))
     return INSTRUCTION.format(
         diff=fenced(evidence.diff[:DIFF_CHARS], nonce), facts=facts(evidence), acceptance="; ".join(plan.acceptance)
@@ -89,11 +100,7 @@ def _instruction(job: Job, brief: Brief, plan: Plan, evidence: Evidence) -> str:
 
 
 def _finding(draft: DraftFinding, evidence: Evidence) -> Finding:
-    """A finding outside the diff's files loses its severity: a reviewer judges the change, not the neighbourhood."""
-    severity = draft.severity if draft.path in evidence.files else "low"
-    return Finding(
-        source=f"reviewer ({draft.angle})", severity=severity, message=draft.message, path=draft.path, line=draft.line
-    )
+    return anchored(Finding(source=f"reviewer ({draft.angle})", **draft.model_dump(exclude={"angle"})), evidence)
 
 
 def as_markdown(review: Review) -> str:

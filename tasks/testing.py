@@ -20,11 +20,14 @@ from infra.test_runners import is_test_path
 from tasks import paper, progress, services
 from tasks.answers import code_blocks, continued
 from tasks.asking import Asker, ask, asker_for, chat
-from tasks.context import SYSTEM, source_files
+from tasks.code_search import sources
+from tasks.context import SYSTEM
 from tasks.evidence import red_tests
 from tasks.models import Brief, Evidence, Job, Message, ModelRequest, Plan, TestChange, TestReport, Ticket, Usage
+from tasks.paper import Signature, Status
+from tasks.seats import Seat, seat
 
-PROMPT_VERSION = "tester-1"
+PROMPT_VERSION = "tester-2"
 TEST_TOKENS = 500
 SAMPLES = 3
 TEMPERATURES = (0.2, 0.7, 0.9)
@@ -34,6 +37,45 @@ Write pytest tests for what the ticket asks: they fail on the code above and pas
 function of one or two lines for each example that the ticket gives, at most four, with exactly the ticket's inputs and \
 expected values. No fixtures, no mocks, no other tests. Answer with one ```python block that starts with:
 {imports}"""
+
+ANGLES = (
+    "acceptance: one test for each of these checks of the plan: {acceptance}",
+    "edge cases: empty, smallest, largest, wrong and unusual input, where the ticket, the plan or the documentation in the "
+    "code says what is right. The plan thinks of these: {edge_cases}",
+    "regression: the same mistake reached in another way, through the callers of the code that changes and through "
+    "inputs close to the ticket's, and beside it what works today and has to go on working",
+)
+"""What tester 1, 2 and 3 look for."""
+
+PLANNED_PYTHON_INSTRUCTION = """\
+You are tester {number}. Your angle is {angle}.
+Write pytest tests for what the ticket asks: at least one fails on the code above, and all of them pass when the ticket is \
+done. One short test function for each behaviour, at most eight. Expected values come from the ticket, the plan or the \
+documentation in the code, never from a guess. No mocks, nothing private. Answer with one ```python block that starts with:
+{imports}"""
+
+PLANNED_NODE_INSTRUCTION = """\
+You are tester {number}. Your angle is {angle}.
+Write tests for node's built-in runner for what the ticket asks: at least one fails on the code above, and all of them pass \
+when the ticket is done. One short test for each behaviour, at most eight. Expected values come from the ticket, the plan or \
+the documentation in the code, never from a guess. No mocks, nothing private. Answer with one ```javascript block that \
+starts with:
+{imports}"""
+
+APPLICATION_INSTRUCTION = """\
+You are tester {number}. Your angle is {angle}.
+The ticket is the specification of an application. It is not there yet: others write it from this plan, which is all that \
+you and they share:
+{plan}
+Write {runner} tests of what the specification asks for, through what `api_surface` names and nothing else. All of them fail \
+today and pass when the application does what it should. One short test for each behaviour, at most twelve. Expected values \
+come from specification and plan, never from a guess. Only the standard library, files only in a temporary folder, no \
+network, no mocks. {imports} Answer with one ```{language} block."""
+_IMPORTS = {
+    "pytest": "Import the application's modules at the top, from the repository's root (a leading `src` or `lib` is left out).",
+    "node": "Import `node:test` and `node:assert/strict` at the top, and the application's modules inside each test with "
+    "`await import('{up}PATH')`, where PATH is the path of the plan.",
+}
 
 NODE_INSTRUCTION = """\
 Write tests for node's built-in runner for what the ticket asks: they fail on the code above and pass when the ticket is \
@@ -124,16 +166,17 @@ def _example_test(number: int, setup: str, example: doctest.Example) -> str:
     )
 
 
-def tidy_python_test(answer: str, names: Mapping[str, str], said: str = "") -> str | None:
+def tidy_python_test(answer: str, names: Mapping[str, str], said: str | None = "") -> str | None:
     """The answer's test functions as a file that imports what it uses; None when there is no test with an assertion.
 
-    `said` is the ticket's text: when some tests use only values from it, those that invent values are dropped.
+    `said` is the ticket's text: when some tests use only values from it, those that invent values are dropped. None
+    keeps them all.
     """
     for block in reversed(code_blocks(answer) or [answer]):
         tree = _parsed(block)
         kept = [node for node in tree.body if not _repeats_the_code(node, names)] if tree else []
         tests = [node for node in kept if _is_test(node)]
-        grounded = [node for node in tests if _is_grounded(node, said)]
+        grounded = [node for node in tests if said is None or _is_grounded(node, said)]
         kept = [node for node in kept if node not in tests or node in (grounded or tests)]
         if tests:
             body = "\n\n\n".join(ast.unparse(node) for node in kept)
@@ -209,18 +252,34 @@ def new_test_path(brief: Brief, tester: int, paths: Collection[str]) -> str:
     return test_folder(taken) + name
 
 
-def sources(brief: Brief) -> dict[str, str]:
-    """All source files of the base commit: path -> text."""
-    mirror = services.mirror(brief.repository)
-    sha = brief.repository.base_sha
-    found = mirror.read_all(sha, source_files(mirror.paths(sha)))
-    return {path: raw.decode(errors="replace") for path, raw in found.items()}
-
-
-def instruction(brief: Brief, names: Mapping[str, str], path: str) -> str:
-    """The tester's instruction with the import lines of what the ticket names."""
+def instruction(brief: Brief, imports: str) -> str:
+    """A small model's instruction with the import lines of what the ticket names."""
     form = NODE_INSTRUCTION if brief.policy.test_runner == "node" else PYTHON_INSTRUCTION
-    return form.format(imports=import_lines(brief, names, path))
+    return form.format(imports=imports)
+
+
+def planned_instruction(brief: Brief, plan: Plan, number: int, imports: str) -> str:
+    """A capable tester's instruction: its angle on ticket and plan."""
+    form = PLANNED_NODE_INSTRUCTION if brief.policy.test_runner == "node" else PLANNED_PYTHON_INSTRUCTION
+    angle = ANGLES[(number - 1) % len(ANGLES)].format(
+        acceptance="; ".join(plan.acceptance) or "what the ticket asks",
+        edge_cases="; ".join(plan.edge_cases) or "none yet",
+    )
+    return form.format(number=number, angle=angle, imports=imports)
+
+
+def application_instruction(brief: Brief, plan: Plan, number: int, path: str) -> str:
+    """A tester's instruction for an application that is still to be written: the plan says what there will be to test."""
+    angle = ANGLES[(number - 1) % 2].format(
+        acceptance="; ".join(plan.acceptance), edge_cases="; ".join(plan.edge_cases) or "none yet"
+    )
+    shown = plan.model_dump_json(include={"summary", "components", "data_models", "api_surface", "file_layout"})
+    runner = "node" if brief.policy.test_runner == "node" else "pytest"
+    return APPLICATION_INSTRUCTION.format(
+        number=number, angle=angle, plan=shown, runner="node's built-in runner's" if runner == "node" else "pytest",
+        language="javascript" if runner == "node" else "python",
+        imports=_IMPORTS[runner].format(up="../" * path.count("/") or "./"),
+    )  # fmt: skip
 
 
 def import_lines(brief: Brief, names: Mapping[str, str], path: str) -> str:
@@ -271,13 +330,19 @@ async def examples_as_tests(brief: Brief) -> TestChange | None:
 @task(name="tester", task_run_name="tester {number}.{round}")
 async def write_tests(job: Job, brief: Brief, plan: Plan, number: int, round: int) -> TestChange:
     """One tester's new tests, checked on the base commit. Never sees a change."""
-    asker = asker_for(job, "tester", PROMPT_VERSION, candidate=number, round=round)
-    change = await sample_tests(job, brief, asker)
-    await paper.leave(job, f"tests-{number}-{round}", _as_markdown(change))
+    asker = asker_for(job, "tester", PROMPT_VERSION, candidate=number, round=round, effort=plan.effort)
+    at = seat(job, "tester", plan.effort)
+    change = await sample_tests(job, brief, plan, asker, at)
+    signed = Signature(role="tester", index=number, round=round, model=at.model, prompt_version=PROMPT_VERSION,
+                       status=_STATUS.get(change.ending, "fail"), usage=change.usage)  # fmt: skip
+    await paper.leave_sheet(job, f"tests-{number}-{round}", signed, _as_markdown(change), change)
     return change
 
 
-async def sample_tests(job: Job, brief: Brief, asker: Asker) -> TestChange:
+_STATUS: dict[str, Status] = {"done": "success", "unchanged": "partial"}
+
+
+async def sample_tests(job: Job, brief: Brief, plan: Plan, asker: Asker, at: Seat) -> TestChange:
     """Sample until a test fails on base. `ending` is `done` with red tests, else `invalid` or `unchanged` (all green)."""
     names = public_names(sources(brief))
     path = new_test_path(brief, asker.candidate, services.mirror(brief.repository).paths(brief.repository.base_sha))
@@ -285,9 +350,9 @@ async def sample_tests(job: Job, brief: Brief, asker: Asker) -> TestChange:
     usage = Usage()
     for sample in range(1, SAMPLES + 1):
         who = asker.model_copy(update={"sample": sample})
-        completion = await ask(who, _request(job, brief, names, path, who), job.model)
+        completion = await ask(who, _request(job, brief, plan, names, path, who, at), at.model)
         usage += completion.usage
-        text = read_tests(brief, continued(opening(job, brief, names, path), completion.text), names)
+        text = read_tests(brief, continued(opening(at, brief, names, path), completion.text), names, at)
         if text is None:
             continue
         change = await checked(brief, asker.candidate, {path: text})
@@ -351,28 +416,33 @@ def _as_markdown(change: TestChange) -> str:
     return "\n".join(["Fail on the base commit:", *red, "", *files])
 
 
-def read_tests(brief: Brief, answer: str, names: Mapping[str, str]) -> str | None:
+def read_tests(brief: Brief, answer: str, names: Mapping[str, str], at: Seat) -> str | None:
     """The test file in an answer, or None when it has none that can be used."""
     if brief.policy.test_runner == "node":
         return tidy_node_test(answer)
-    return tidy_python_test(answer, names, f"{brief.ticket.title}\n{brief.ticket.body}")
+    return tidy_python_test(answer, names, f"{brief.ticket.title}\n{brief.ticket.body}" if at.tier == "small" else None)
 
 
-def opening(job: Job, brief: Brief, names: Mapping[str, str], path: str) -> str:
+def opening(at: Seat, brief: Brief, names: Mapping[str, str], path: str) -> str:
     """The first words of a small model's answer, given so that it keeps to the form; empty for a capable model."""
-    if job.tier != "small":
+    if at.tier != "small":
         return ""
     if brief.policy.test_runner == "node":
         return f"```javascript\n{import_lines(brief, names, path)}\n\ntest('"
     return f"```python\n{import_lines(brief, names, path)}\n\n\ndef test_"
 
 
-def _request(job: Job, brief: Brief, names: Mapping[str, str], path: str, asker: Asker) -> ModelRequest:
-    start = opening(job, brief, names, path)
+def _request(
+    job: Job, brief: Brief, plan: Plan, names: Mapping[str, str], path: str, asker: Asker, at: Seat
+) -> ModelRequest:
+    start, imports, small = opening(at, brief, names, path), import_lines(brief, names, path), at.tier == "small"
     begun = (Message(role="assistant", content=start),) if start else ()
+    told = instruction(brief, imports) if small else planned_instruction(brief, plan, asker.candidate, imports)
+    if job.greenfield:
+        told = application_instruction(brief, plan, asker.candidate, path)
     return ModelRequest(
-        messages=(*chat(brief.prefix, SYSTEM, instruction(brief, names, path)), *begun),
-        max_tokens=TEST_TOKENS if job.tier == "small" else 4 * TEST_TOKENS,
+        messages=(*chat(brief.prefix, SYSTEM, told), *begun),
+        max_tokens=TEST_TOKENS if small else (12 if job.greenfield else 4) * TEST_TOKENS,
         stop=("\n```",) if start else (),
         temperature=TEMPERATURES[(asker.sample - 1) % len(TEMPERATURES)],
         seed=job.seed * 10_000 + 5_000 + asker.round * 1_000 + asker.candidate * 100 + asker.sample,

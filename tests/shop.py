@@ -61,9 +61,12 @@ def test_a_discount_is_taken_off():
 ```"""
 AUDITOR = '{"threats": []}'
 REVIEWER = '{"summary": "Takes the discount off the sum."}'
+SCRIBE = (
+    '{"title": "Take the discount off", "summary": "total() left its discount out.", "changelog": "Discounts count."}'
+)
 ACCEPT = '{"decision": "ACCEPT", "reasons": ["It does what the ticket asks."], "must_fix": []}'
 
-ROLES = ("judge", "reviewer", "auditor", "architect", "tester", "coder")
+ROLES = ("judge", "reviewer", "auditor", "architect", "tester", "scribe", "coder")
 """In the order of the script's rules: `Received.rule` is the place here."""
 _WORDS = {
     "judge": "You are the judge",
@@ -71,6 +74,7 @@ _WORDS = {
     "auditor": "security auditor",
     "architect": "Plan the fix|You are the architect",
     "tester": "Write [a-z ]*test",
+    "scribe": "You are the scribe",
     "coder": "",
 }
 
@@ -83,10 +87,11 @@ def script(
     auditor: Reply | tuple[Reply, ...] = AUDITOR,
     reviewer: Reply | tuple[Reply, ...] = REVIEWER,
     judge: Reply | tuple[Reply, ...] = ACCEPT,
+    scribe: Reply | tuple[Reply, ...] = SCRIBE,
 ) -> list[Rule]:
     """One rule per role, found by the instruction that ends a prompt, so that no ticket can speak for a role."""
     given = {"judge": judge, "reviewer": reviewer, "auditor": auditor, "architect": architect, "tester": tester,
-             "coder": coder}  # fmt: skip
+             "scribe": scribe, "coder": coder}  # fmt: skip
     return [_rule(_WORDS[role], given[role]) for role in ROLES]
 
 

@@ -18,6 +18,7 @@ from tests.shop import (
     BODY,
     FILES,
     RIGHT,
+    ROLES,
     TESTS,
     WRONG,
     fingerprint,
@@ -101,7 +102,7 @@ async def test_a_wrong_change_is_revised_with_the_red_test_named(factory: Factor
     write_ticket(factory.board, "shop-1")
     outcome = await factory.run("shop-1")
     assert (outcome.decision, outcome.rounds) == ("ACCEPT", 2)
-    first, *later = [r.prompt for r in factory.model.requests if r.rule == 5]
+    first, *later = [r.prompt for r in factory.model.requests if r.rule == ROLES.index("coder")]
     assert "test_a_discount_is_taken_off" not in first
     assert later
     assert all("test_a_discount_is_taken_off" in prompt for prompt in later)

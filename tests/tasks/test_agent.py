@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from infra.code_index import CodeIndex
 from infra.errors import AuthFailed, ConfigError, NeedsHuman
 from infra.git import Mirror, Worktree
 from infra.llm import Frozen, ToolCall
@@ -19,17 +20,17 @@ from infra.llm.openai_api import OpenAIClient
 from infra.llm.scripted import Answer, Fault, ScriptedModel, on
 from infra.sandbox import Bubblewrap, Limits
 from tasks.agent import (
-    EDITING,
-    READING,
     AgentEvent,
     AgentLimits,
     AgentResult,
     Repeats,
     Toolbox,
+    ToolFailed,
     ToolOutput,
     run_agent,
     truncate,
 )
+from tasks.grants import EDITING, LOOKING_UP, READING, Grant
 from tasks.models import Policy
 
 SANDBOX = Bubblewrap(Limits(timeout_seconds=60, output_bytes=200_000))
@@ -66,8 +67,11 @@ def worktree(mirror: Mirror, tmp_path: Path) -> Iterator[Worktree]:
         yield made
 
 
-def toolbox(worktree: Worktree, allowed: frozenset[str] = EDITING, **options: Any) -> Toolbox:
-    return Toolbox(worktree, SANDBOX, POLICY, allowed, answer=Done, **options)
+def toolbox(
+    worktree: Worktree, allowed: frozenset[str] = EDITING, index: CodeIndex | None = None, **limits: Any
+) -> Toolbox:
+    grant = Grant(role="coder", tools=allowed, **{"writable": ("*",), **limits})
+    return Toolbox(worktree, SANDBOX, POLICY, grant, answer=Done, index=index)
 
 
 def calls(*wanted: tuple[str, Any]) -> Answer:
@@ -132,7 +136,7 @@ async def test_tool_output_is_fenced_with_a_nonce_it_cannot_close(worktree: Work
         _, server, _ = await work(toolbox(worktree), calls(("read_file", {"path": "evil.txt"})), FINISHED)
         match = re.fullmatch(r"<output ([0-9a-f]{16})>\n(.*)\n</output \1>", tool_messages(server)[0], re.DOTALL)
         assert match
-        assert match[1] in server.requests[0].body["messages"][0]["content"]
+        assert match[1] in server.requests[0].body["messages"][1]["content"]
         nonces.add(match[1])
     assert len(nonces) == 2
 
@@ -178,7 +182,7 @@ async def test_a_tool_that_is_not_allowed_is_neither_offered_nor_carried_out(wor
         box, calls(("write_file", {"path": "a.py", "content": "x"}), ("run", {"command": "touch b"})), FINISHED
     )
     offered = {tool["function"]["name"] for tool in server.requests[0].body["tools"]}
-    assert offered == READING | {"finish"}
+    assert offered == READING - LOOKING_UP | {"finish"}
     assert all("there is no tool" in message for message in tool_messages(server))
     assert worktree.read("a.py") is None
     assert not (worktree.path / "b").exists()
@@ -192,6 +196,53 @@ async def test_a_tester_writes_tests_only(worktree: Worktree) -> None:
     assert not (await box.call("write_file", json.dumps({"path": "tests/test_new.py", "content": "x"}))).is_error
     assert worktree.read("src/calc.py") == FILES["src/calc.py"]
     assert box.written == {"tests/test_new.py"}
+
+
+async def test_what_a_grant_protects_is_not_written_and_what_it_does_not_let_read_is_not_seen(
+    worktree: Worktree,
+) -> None:
+    """A4."""
+    box = toolbox(worktree, READING | {"write_file"}, protected=(".github/**",), readable=("src/*",))
+    assert (await box.call("write_file", json.dumps({"path": ".github/workflows/x.yml", "content": "x"}))).is_error
+    assert (await box.call("read_file", json.dumps({"path": "tests/test_calc.py"}))).is_error
+    assert (await box.call("list_files", "{}")).text == "src/calc.py"
+    assert "test_calc" not in (await box.call("search", json.dumps({"pattern": "double"}))).text
+
+
+async def test_it_finds_code_by_name_and_by_words_and_says_where_it_was_edited(
+    worktree: Worktree, mirror: Mirror
+) -> None:
+    """A8."""
+    box = toolbox(worktree, index=CodeIndex(mirror))
+    assert READING | {"finish"} <= {tool.name for tool in box.tools()}
+    named = json.dumps({"name": "calc.doub*"})
+    assert (await box.call("find_symbol", named)).text == "src/calc.py:1: function double: def double(n):"
+    searched = (await box.call("search_code", json.dumps({"words": "double a number"}))).text
+    assert searched.startswith("src/calc.py:1-3\n     1\tdef double(n):\n")
+    worktree.write("src/calc.py", "import os\n\n" + FILES["src/calc.py"])
+    assert (await box.call("find_symbol", named)).text.startswith("src/calc.py:3: function double")
+    assert "edited since" in (await box.call("search_code", json.dumps({"words": "double a number"}))).text
+    worktree.write("src/calc.py", "")
+    assert "edited since" in (await box.call("find_symbol", named)).text
+    assert (await box.call("find_symbol", json.dumps({"name": "nowhere"}))).text == "nothing of that name is defined"
+
+
+async def test_without_an_index_its_tools_are_not_there(worktree: Worktree) -> None:
+    assert (await toolbox(worktree).call("find_symbol", json.dumps({"name": "double"}))).is_error
+
+
+async def test_a_question_is_vetted_before_it_is_asked(worktree: Worktree) -> None:
+    async def vet(question: str) -> str:
+        if "secret" in question:
+            raise ToolFailed("refused")
+        return f"{question} (vetted)"
+
+    grant = Grant(role="coder", tools=EDITING)
+    box = Toolbox(worktree, SANDBOX, POLICY, grant, answer=Done, vet=vet)
+    assert (await box.call("ask_human", json.dumps({"question": "Set the secret?"}))).text == "error: refused"
+    with pytest.raises(NeedsHuman) as raised:
+        await box.call("ask_human", json.dumps({"question": "Which rounding?"}))
+    assert raised.value.question == "Which rounding? (vetted)"
 
 
 def test_a_toolbox_of_unknown_tools_is_a_mistake_of_the_caller(worktree: Worktree) -> None:
@@ -352,7 +403,7 @@ async def test_a_question_for_a_person_ends_the_work(worktree: Worktree) -> None
             await run_agent(model, "You mend code.", "the ticket", toolbox(worktree), AgentLimits(), lambda _: None)
     assert raised.value.question == "Cents or euros?"
     assert worktree.read("a.py") is None
-    assert "ask_human is the last resort" in server.requests[0].body["messages"][0]["content"]
+    assert "ask_human is the last resort" in server.requests[0].body["messages"][1]["content"]
 
 
 @pytest.mark.parametrize("question", ["", "  ", "x" * 2001])

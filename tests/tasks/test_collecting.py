@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import cast
 
 import pytest
 
 from infra.git import Mirror
-from tasks.collecting import combine, merge
-from tasks.models import Change
+from tasks.collecting import combine, manifest, merge
+from tasks.models import Candidate, Change, TestChange
 
 BASE = "a\nb\nc\nd\ne\n"
 
@@ -71,3 +72,12 @@ def test_units_with_files_of_their_own_are_put_side_by_side() -> None:
         {"a.py": "x\n", "new.py": "y\n", "old.py": None},
         (),
     )
+
+
+def test_the_manifest_names_unit_commit_and_the_hash_of_every_file() -> None:
+    made = manifest(Candidate(number=1, head_sha="c0ffee", changes=(change("u1", {"a.py": "x\n", "old.py": None}),),
+                              tests=(TestChange(tester=2, files={"t.py": ""}, red=("t",)),), conflicts=("a.py",)))  # fmt: skip
+    assert (made.commit, made.conflicts) == ("c0ffee", ("a.py",))
+    assert [(p.role, p.unit, p.index) for p in made.parts] == [("coder", "u1", 1), ("tester", "tests", 2)]
+    assert made.parts[0].files == {"a.py": sha256(b"x\n").hexdigest(), "old.py": None}
+    assert made.parts[1].files == {"t.py": sha256(b"").hexdigest()}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tasks.judging import Opinion, decide, objections
+from tasks.judging import Opinion, decide, distinct, objections
 from tasks.models import Candidate, Evidence, Finding, TestChange, TestReport
 
 REPORT = TestReport(command="t", exit_code=0)
@@ -93,3 +93,11 @@ def test_a_red_example_of_the_ticket_is_named_as_such() -> None:
     tests = (TestChange(tester=0, red=("t2",)), TestChange(tester=1, red=("t3",)))
     said = objections(Evidence(**{**GOOD, "still_red": ("t2", "t3")}), CANDIDATE.model_copy(update={"tests": tests}))
     assert said == ("The ticket's own example still fails: t2", "A new test still fails: t3")
+
+
+def test_what_two_roles_point_at_is_told_once_and_the_gravest_comes_first() -> None:
+    def found(source: str, severity: Any, message: str) -> Finding:
+        return Finding(source=source, severity=severity, message=message, path="a.py", line=3)
+
+    told = distinct([found("reviewer", "low", "Off  by one."), found("auditor 1", "medium", "Open."), found("auditor 2", "high", "off by one.")])  # fmt: skip
+    assert [(f.source, f.severity) for f in told] == [("auditor 2", "high"), ("auditor 1", "medium")]
