@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from functools import cache
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from infra.boards import Board
 from infra.boards.opening import open_board
@@ -39,7 +40,28 @@ clock: Callable[[], datetime] | None = None
 """What leases, pauses and retries are measured with; None: the database's clock. Set where time is moved by hand."""
 
 
-@cache
+Asked = ParamSpec("Asked")
+Opened = TypeVar("Opened")
+_opened: dict[tuple[Any, ...], Any] = {}
+_first = threading.RLock()
+
+
+def _once(opening: Callable[Asked, Opened]) -> Callable[Asked, Opened]:
+    """Open at the first call, for all threads that ask at the same time, and keep it until `close`."""
+
+    @wraps(opening)
+    def opened(*args: Asked.args, **names: Asked.kwargs) -> Opened:
+        key = (opening.__name__, *args, *names.values())
+        with _first:
+            if key not in _opened:
+                _opened[key] = opening(*args, **names)
+            found: Opened = _opened[key]
+            return found
+
+    return opened
+
+
+@_once
 def loaded() -> Loaded:
     return current_settings()
 
@@ -54,52 +76,52 @@ def config_problem() -> str | None:
     return loaded().problem
 
 
-@cache
+@_once
 def database() -> Database:
     return open_database(settings())
 
 
-@cache
+@_once
 def ledger(board: str = "folder") -> Ledger:
     return Ledger(database(), board)
 
 
-@cache
+@_once
 def claims() -> Claims:
     return Claims(database(), clock)
 
 
-@cache
+@_once
 def pauses() -> Pauses:
     return Pauses(database(), clock)
 
 
-@cache
+@_once
 def budgets() -> Budgets:
     return Budgets(database(), settings().budgets, clock)
 
 
-@cache
+@_once
 def stewardships() -> Stewardships:
     return Stewardships(database())
 
 
-@cache
+@_once
 def fleet() -> Fleet:
     return Fleet(database(), clock)
 
 
-@cache
+@_once
 def runner_jobs() -> RunnerJobs:
     return RunnerJobs(database(), clock)
 
 
-@cache
+@_once
 def deliveries() -> Deliveries:
     return Deliveries(database())
 
 
-@cache
+@_once
 def sandbox() -> Sandbox:
     return _Announced(open_sandbox(settings()))
 
@@ -131,12 +153,12 @@ class _Announced:
             return await self._sandbox.run(command, timeout_seconds=timeout_seconds, **options)
 
 
-@cache
+@_once
 def objects() -> Objects:
     return open_objects(settings())
 
 
-@cache
+@_once
 def board(name: str = "folder") -> Board:
     return open_board(settings(), name)
 
@@ -146,7 +168,7 @@ def board_section(name: str) -> AnyBoard:
     return settings().all_boards[name]
 
 
-@cache
+@_once
 def router(level: Level) -> Router:
     """The models of a level. Nothing is opened or asked here."""
     return open_router(settings(), level, pauses, budgets)
@@ -201,25 +223,10 @@ def forge(repository: str) -> Forge:
 
 def close() -> None:
     """Forget everything that was opened; the next call opens it anew, with the settings as they are then."""
-    if database.cache_info().currsize:
-        database().close()
-    for opened in (
-        loaded,
-        database,
-        deliveries,
-        ledger,
-        claims,
-        pauses,
-        budgets,
-        stewardships,
-        fleet,
-        runner_jobs,
-        sandbox,
-        objects,
-        board,
-        router,
-    ):
-        opened.cache_clear()
+    with _first:
+        if (database.__name__,) in _opened:
+            database().close()
+        _opened.clear()
 
 
 def worktrees() -> Path:

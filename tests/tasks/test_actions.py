@@ -402,7 +402,7 @@ async def test_the_janitor_forgets_runs_of_runners_that_cannot_be_asked_any_more
     assert await end_lost_units.fn() == 0, "the token may be mended"
     late = datetime.now(UTC) + timedelta(hours=2)
     monkeypatch.setattr(services, "clock", lambda: late)
-    services.runner_jobs.cache_clear()
+    services.close()
     assert await end_lost_units.fn() == 1, "by now no run of that time can be going on"
     assert shop.used().open == 0
 
