@@ -12,22 +12,30 @@ import hashlib
 import json
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pydantic_core
 from prefect import task
+from pydantic import Field
 
+from infra.code_index import CodeIndex
 from infra.git import Mirror
 from infra.mutants import Mutant, mutants
 from infra.mutation_runs import executed_lines, green_mutants
 from infra.syntax import functions, parses, splice
 from infra.test_runners import is_test_path
 from tasks import progress, services
-from tasks.agent import EDITING, AgentEvent, AgentLimits, Toolbox, run_agent
+from tasks.actions import code_on_runner
+from tasks.agent import AgentEvent, AgentLimits, Toolbox, run_agent
+from tasks.agents import agent_edit, coder_agent
 from tasks.answers import code_blocks, continued
 from tasks.asking import Asker, RecordedModel, ask, asker_for, chat
+from tasks.code_search import likely_paths
 from tasks.context import SYSTEM, fenced, language, rank_functions, source_files
+from tasks.edits import edited_files, laid_files
 from tasks.evidence import run_tests
+from tasks.grants import grant_for, note_grant
 from tasks.hooks import prepared
 from tasks.models import (
     Brief,
@@ -45,10 +53,14 @@ from tasks.models import (
     Usage,
     WorkUnit,
 )
+from tasks.seats import seat
+from tasks.verification import ConfigClaim, verified_change, vetted_question
 
 PROMPT_VERSION = "coder-1"
 TEMPERATURES = (0.2, 0.6, 0.8, 0.7, 0.9)
 """One per sample; rising temperature beat feeding the failure back (notes/llm.md)."""
+SPREAD = (0.0, 0.5, 0.8)
+"""Temperature of each candidate of a capable model: three of the same would be one."""
 SAMPLE_TOKENS = 900
 MAX_EDITS = 600
 EDITS_WANTED = 3
@@ -164,7 +176,11 @@ def editable_files(brief: Brief) -> dict[str, str]:
 def coder_key(arguments: dict[str, Any]) -> str:
     """Cache key of one coder's work: everything it is told, and nothing of the run."""
     names = ("plan", "unit", "candidate", "round", "tests", "feedback", "given")
-    said = [arguments["job"].thought, arguments["job"].model, arguments["brief"].prefix, PROMPT_VERSION]
+    plan = arguments["plan"]
+    arguments = arguments | {"plan": plan.model_copy(update={"usage": Usage()})}  # the same plan, whatever it took
+    model = seat(arguments["job"], "coder", plan.effort).model
+    said = [arguments["job"].thought, model, arguments["brief"].prefix, PROMPT_VERSION]
+    said += [agent] if (agent := coder_agent()) else []
     said += [pydantic_core.to_json(arguments[name]).decode() for name in names]
     return f"coder-{hashlib.sha256(json.dumps(said).encode()).hexdigest()}"
 
@@ -187,9 +203,20 @@ async def write_code(
     given: tuple[Change, ...],
 ) -> Change:
     """One coder's change for one unit. `given` are finished changes of the units it depends on."""
-    asker = asker_for(job, "coder", PROMPT_VERSION, candidate=candidate, round=round)
+    at = seat(job, "coder", plan.effort)
+    job = job.model_copy(update={"model": at.model, "tier": at.tier, "context_tokens": at.context_tokens})
+    asker = asker_for(job, "coder", PROMPT_VERSION, candidate=candidate, round=round, effort=plan.effort)
+    key = coder_key({"job": job, "brief": brief, "plan": plan, "unit": unit, "candidate": candidate, "round": round,
+                     "tests": tests, "feedback": feedback, "given": given})  # fmt: skip
+    instruction, laid = _instruction(plan, unit, feedback), laid_files(tests, feedback, given)
+    elsewhere = await code_on_runner(job, brief, unit, asker, instruction=instruction, laid=laid, key=key)
+    if elsewhere is not None:
+        return await verified_change(job, brief, asker, elsewhere)
+    if coder_agent() is not None:
+        made = await agent_edit(job, brief, plan, unit, asker, tests, feedback, given)
+        return await verified_change(job, brief, asker, made)
     if job.tier == "small":
-        return await light_edit(job, brief, unit, asker, tests)
+        return await verified_change(job, brief, asker, await light_edit(job, brief, unit, asker, tests))
     return await tool_edit(job, brief, plan, unit, asker, tests, feedback, given)
 
 
@@ -222,6 +249,10 @@ class CoderAnswer(Frozen):
 
     explanation: str = ""
     """Two sentences: what was wrong and what was changed."""
+    claims: tuple[ConfigClaim, ...] = Field(
+        default=(),
+        description="What people must change outside of the repository, with the lines (path:line) that show it",
+    )
 
 
 async def tool_edit(
@@ -238,48 +269,51 @@ async def tool_edit(
     later round, the best changes so far.
     """
     mirror, base = services.mirror(brief.repository), brief.repository.base_sha
-    laid = {path: text for change in (*feedback.changes, *given) for path, text in change.files.items()}
-    laid |= {path: text for t in tests for path, text in t.files.items()}
+    laid = laid_files(tests, feedback, given)
     name = f"coder-{asker.candidate}-{asker.round}-{unit.id}"
     checkout = mirror.worktree(services.worktrees(), brief.ticket.key, name, base)
     async with prepared(checkout, brief.policy, services.sandbox(), laid) as worktree:
         # what hooks left in the checkout is no work of the agent
         start = base if brief.policy.hooks == Hooks() else await worktree.commit(services.sandbox(), "before the agent")
-        toolbox = Toolbox(worktree, services.sandbox(), brief.policy, EDITING, answer=CoderAnswer)
+        grant = grant_for(job, "coder", brief.policy, unit)
+        note_grant(job, grant)
+        toolbox = Toolbox(
+            worktree,
+            services.sandbox(),
+            brief.policy,
+            grant,
+            answer=CoderAnswer,
+            index=CodeIndex(mirror),
+            vet=partial(vetted_question, job, brief, asker),
+        )
         model = RecordedModel(asker, await services.model_named(job.model))
-        fixes = (
-            "\n".join(["The judge wants this fixed:", *(f"- {m}" for m in feedback.must_fix)])
-            if feedback.must_fix
-            else ""
-        )
-        instruction = TOOL_INSTRUCTION.format(
-            plan=plan.model_dump_json(exclude={"usage", "units"}), unit=unit.model_dump_json(), must_fix=fixes
-        )
         result = await run_agent(
             model,
             SYSTEM,
-            f"{brief.prefix}\n\n---\n{instruction}",
+            f"{brief.prefix}\n\n---\n{_instruction(plan, unit, feedback)}",
             toolbox,
             AGENT_LIMITS,
             _watch(brief, asker),
+            temperature=0.0 if len(plan.units) > 1 else SPREAD[(asker.candidate - 1) % len(SPREAD)],
             seed=job.seed,
             nonce=brief.nonce,
+            shared_characters=len(brief.prefix),
         )
         head = await worktree.commit(services.sandbox(), f"{job.ticket.key} {unit.id}")
     files = edited_files(mirror, start, head, laid)
-    said = str((result.answer or {}).get("explanation") or result.explanation)[:400]
-    return Change(unit=unit.id, candidate=asker.candidate, round=asker.round, files=files, explanation=said,
-                  ending=result.ending if files or result.ending != "done" else "unchanged", samples=result.steps,
-                  passed=result.ending == "done", usage=result.usage)  # fmt: skip
+    answer = CoderAnswer.model_validate(result.answer or {})
+    said = (answer.explanation or result.explanation)[:400]
+    change = Change(unit=unit.id, candidate=asker.candidate, round=asker.round, files=files, explanation=said,
+                    ending=result.ending if files or result.ending != "done" else "unchanged", samples=result.steps,
+                    passed=result.ending == "done", usage=result.usage)  # fmt: skip
+    return await verified_change(job, brief, asker, change, answer.claims)
 
 
-def edited_files(mirror: Mirror, start: str, head: str, laid: Collection[str]) -> dict[str, str | None]:
-    """What a coder hands out: path -> text or None for deleted. `start` is the commit it began with, or the one below
-    that; of the files that were `laid` over it, those that are no tests belong to the change, edited or not.
-    """
-    own = {f.path: mirror.read(head, f.path) for f in mirror.changed(start, head) if f.path not in laid}
-    own |= {path: mirror.read(head, path) for path in laid if not is_test_path(path)}
-    return {path: raw.decode(errors="replace") if raw is not None else None for path, raw in own.items()}
+def _instruction(plan: Plan, unit: WorkUnit, feedback: Feedback) -> str:
+    """What a coder with tools is told, after the prefix."""
+    fixes = ["The judge wants this fixed:", *(f"- {m}" for m in feedback.must_fix)] if feedback.must_fix else []
+    shown = plan.model_dump_json(exclude={"usage", "units"})
+    return TOOL_INSTRUCTION.format(plan=shown, unit=unit.model_dump_json(), must_fix="\n".join(fixes))
 
 
 def _watch(brief: Brief, asker: Asker) -> Callable[[AgentEvent], None]:
@@ -401,7 +435,7 @@ async def search_edits(brief: Brief, tests: tuple[TestChange, ...]) -> list[Muta
 def _candidate_edits(brief: Brief, run: dict[str, frozenset[int]] | None) -> list[Mutant]:
     """Edits of the functions the red tests run through (or, where that is unknown, of the suspects), interleaved by file."""
     mirror, sha = services.mirror(brief.repository), brief.repository.base_sha
-    paths = [p for p in source_files(mirror.paths(sha)) if run is None or p in run]
+    paths = likely_paths(brief) if run is None else [p for p in source_files(mirror.paths(sha)) if p in run]
     files = _texts(mirror, sha, paths)
     ranked = rank_functions(brief.ticket, files, brief.baseline.output)
     known = {r.function.qualified_name for r in ranked} if run is not None else set(brief.suspects)

@@ -21,6 +21,7 @@ from infra.pauses import BUDGET, DISPATCH
 from infra.sections import AnyBoard, FolderBoardSection
 from infra.settings import split_providers
 from tasks import services
+from tasks.agents import coder_scope
 from tasks.attempts import QUESTION
 from tasks.choosing import RunningTicket, batches, by_hand, cycles, order, refusal, room
 from tasks.failures import Launch, should_pause
@@ -411,11 +412,12 @@ class Gate(Frozen):
 
 
 def _gate() -> Gate:
-    """Open, unless the money is used up, or dispatch paused itself or has to (RB9)."""
+    """Open, unless the money is used up, the agent that codes rests, or dispatch paused itself or has to (RB9)."""
     pauses, now = services.pauses(), services.claims().now()
     active = pauses.active()
-    if BUDGET in active:
-        return Gate(closed=active[BUDGET].reason)
+    for scope in (BUDGET, coder_scope()):
+        if scope in active:
+            return Gate(closed=active[scope].reason)
     pause = active.get(DISPATCH)
     if pause is None:
         why = _why_pause(now)

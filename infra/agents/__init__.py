@@ -54,7 +54,7 @@ class Report(Frozen):
     seconds: float = 0.0
     events: tuple[dict[str, Any], ...] = ()
     output: str = ""
-    ran_out: Literal["time", "output"] | None = None
+    ran_out: Literal["time", "output", "turns", "usd"] | None = None
 
 
 class CodingAgent(Protocol):

@@ -24,6 +24,8 @@ pytestmark = [
     pytest.mark.integration,
     # Prefect's event client leaves its sockets to the garbage collector
     pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"),
+    # and a run that an agent's fault ends at once cuts off the results that its other roles are just writing
+    pytest.mark.filterwarnings("ignore:Exception ignored in. <_io.FileIO:pytest.PytestUnraisableExceptionWarning"),
 ]
 
 MEND = r"sed -i 's|return sum(prices)|return sum(prices) * (100 - discount) / 100|' shop/prices.py"

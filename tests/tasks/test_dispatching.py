@@ -12,7 +12,7 @@ from infra.boards import Ticket
 from infra.fleet import Node
 from tasks import services
 from tasks.attempts import provider_scope
-from tasks.dispatching import Slots, Waiting
+from tasks.dispatching import Slots, Waiting, _gate
 from tasks.models import Job
 
 FILE = """
@@ -51,3 +51,19 @@ def test_one_dead_provider_stops_no_node_that_has_another(paused: tuple[str, ...
 def test_a_run_with_several_providers_leaves_their_pauses_to_the_router() -> None:
     assert provider_scope(Job.model_construct(provider=services.provider())) is None
     assert provider_scope(Job.model_construct(provider="openai")) == "provider:openai"
+
+
+def test_nothing_is_launched_while_the_agent_that_codes_rests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database_url: str
+) -> None:
+    """RB8: the architect would be paid for a ticket that its coder cannot work on."""
+    coder = "roles: {coder: {agent: codex}}\nagents: {codex: {kind: codex}}\n"
+    (tmp_path / "factory.yaml").write_text(FILE + coder)
+    monkeypatch.setenv("DARKFACTORY_DATABASE_URL", database_url)
+    services.close()
+    assert _gate().closed is None
+    until = datetime.now(UTC) + timedelta(hours=1)
+    services.pauses().pause("provider:codex", "codex: the provider's limit is reached", until)
+    assert _gate().closed == "codex: the provider's limit is reached"
+    services.pauses().succeed("provider:codex")
+    assert _gate().closed is None
