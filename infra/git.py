@@ -20,7 +20,7 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
@@ -99,6 +99,13 @@ class ChangedFile(Frozen):
     previous_mode: str
 
 
+class Merged(Frozen):
+    """Two commits' trees as one. `conflicts` are the paths on which they collide; the tree holds them with git's marks."""
+
+    tree: str
+    conflicts: tuple[str, ...] = ()
+
+
 def directory_name(key: str) -> str:
     """A file and branch name for any key: `[A-Za-z0-9._-]`, at most 97 characters, a different one for each key (WS2).
 
@@ -111,6 +118,11 @@ def directory_name(key: str) -> str:
     if clean == key and clean == clean.lower() and not re.search(r"-[0-9a-f]{16}$", key):
         return key
     return f"{clean}-{hashlib.sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
+
+
+def _fetched(branch: str) -> str:
+    """Where a mirror keeps what was fetched of a remote's branch. Flat: `a` and `a/b` may both have been branches."""
+    return f"refs/darkfactory/remote/{directory_name(branch)}"
 
 
 def branch_name(key: str) -> str:
@@ -254,7 +266,7 @@ class Mirror:
 
     def paths(self, sha: str) -> list[str]:
         """All regular files of a commit: no links, no submodules, no names that are not UTF-8."""
-        return list(self._blobs(sha))
+        return list(self.blobs(sha))
 
     def read(self, sha: str, path: str) -> bytes | None:
         """The content of a file in a commit, or None when there is no such file."""
@@ -267,16 +279,48 @@ class Mirror:
 
     def read_all(self, sha: str, paths: Collection[str]) -> dict[str, bytes]:
         """The content of those of the `paths` that are regular files of a commit, in their order, by two runs of git."""
-        blobs = self._blobs(sha)
+        blobs = self.blobs(sha)
         wanted = [path for path in dict.fromkeys(paths) if path in blobs]
-        asked = "".join(f"{blobs[path]}\n" for path in wanted).encode()
-        contents = _batched(self._run("cat-file", "--batch", "--buffer", stdin=asked)) if wanted else iter(())
-        return dict(zip(wanted, contents, strict=True))
+        return dict(zip(wanted, self.contents([blobs[path] for path in wanted]), strict=True))
+
+    def blobs(self, sha: str) -> dict[str, str]:
+        """Path and blob id of all regular files of a commit whose names are UTF-8."""
+        entries = self._run("ls-tree", "-r", "-z", "--full-tree", sha).split(b"\0")
+        return {path: blob for mode, blob, path in map(_tree_entry, entries) if mode.startswith("100") and path}
+
+    def sizes(self, blobs: Sequence[str]) -> list[int]:
+        """The bytes of each of the blobs, in their order."""
+        if not blobs:
+            return []
+        said = self._run("cat-file", "--batch-check=%(objectsize)", "--buffer", stdin=_lines(blobs))
+        return [int(line) for line in said.split()]
+
+    def contents(self, blobs: Sequence[str]) -> Iterator[bytes]:
+        """The content of each of the blobs, in their order."""
+        return _batched(self._run("cat-file", "--batch", "--buffer", stdin=_lines(blobs))) if blobs else iter(())
+
+    def tar(self, sha: str, prefix: str) -> bytes:
+        """The tree of a commit as an uncompressed tar below `prefix/`; the same for the same commit."""
+        return self._run("archive", "--format=tar", f"--prefix={prefix}/", sha)
 
     def diff(self, base: str, head: str) -> str:
         """The change as a patch for people and models: binary files are only named, renames are found."""
         text = self._run("diff-tree", "-p", "-r", "-M", "--no-color", "--no-ext-diff", "--no-textconv", base, head)
         return text.decode(errors="replace")
+
+    def patch(self, base: str, head: str, paths: Collection[str]) -> bytes:
+        """The change of these paths as `git apply` takes it, binary files too; nothing for no paths."""
+        options = (
+            "-p",
+            "-r",
+            "--binary",
+            "--full-index",
+            "--no-renames",
+            "--no-color",
+            "--no-ext-diff",
+            "--no-textconv",
+        )
+        return self._run("diff-tree", *options, base, head, "--", *paths) if paths else b""
 
     def changed(self, base: str, head: str) -> list[ChangedFile]:
         """Every file that differs between two commits, in path order."""
@@ -345,6 +389,94 @@ class Mirror:
                 other.address, f"{sha}:{ref}", keep=lock,
             )  # fmt: skip
 
+    def take(self, remote: str, branches: Sequence[str]) -> dict[str, str]:
+        """Bring those of the branches that `remote` has into the mirror. Returns the tip of each that is there.
+
+        Raises AuthFailed, Unreachable and ConfigError as `push`.
+        """
+        other = Remote.checked(remote, self._token)
+        tips = self.tips(remote, branches)
+        if tips:
+            refs = [f"+refs/heads/{name}:{_fetched(name)}" for name in tips]
+            with self._locked() as lock:
+                self._remote(
+                    other, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--update-shallow",
+                    *other.server, other.address, *refs, keep=lock,
+                )  # fmt: skip
+        return {name: sha for name in tips if (sha := self._resolve(_fetched(name)))}
+
+    def tips(self, remote: str, branches: Sequence[str] = ()) -> dict[str, str]:
+        """What the branches of `remote` (all, or the named ones) point at; nothing is fetched."""
+        other = Remote.checked(remote, self._token)
+        wanted = [f"refs/heads/{name}" for name in branches] or ["refs/heads/*"]
+        listing = self._remote(other, "ls-remote", *other.server, other.address, *wanted).decode(errors="replace")
+        found = {
+            ref.removeprefix("refs/heads/"): sha for sha, _, ref in (x.partition("\t") for x in listing.splitlines())
+        }
+        return {name: found[name] for name in branches if name in found} if branches else found
+
+    def merge_base(self, one: str, other: str) -> str | None:
+        """The best common ancestor of two commits, or None when they have none that is here."""
+        try:
+            return self._run("merge-base", one, other).decode().split("\n")[0] or None
+        except _Failed:
+            return None
+
+    def contains(self, commit: str, ancestor: str) -> bool:
+        """Whether `ancestor` is `commit` or lies in its past."""
+        return self.merge_base(commit, ancestor) == ancestor
+
+    def merge(self, ours: str, theirs: str) -> Merged:
+        """Both commits' trees merged, without a checkout: no filter, hook or driver of the repository runs."""
+        try:
+            said = self._merge_tree(ours, theirs)
+        except _Failed as error:
+            if not error.stdout:
+                raise
+            said = error.stdout
+        tree, *paths = said.decode(errors="replace").rstrip("\0").split("\0")
+        return Merged(tree=tree, conflicts=tuple(dict.fromkeys(path for path in paths if path)))
+
+    def _merge_tree(self, ours: str, theirs: str) -> bytes:
+        with self._locked() as lock:
+            return self._run(
+                "merge-tree", "--write-tree", "--name-only", "--no-messages", "-z", ours, theirs, keep=lock
+            )
+
+    def commit_tree(self, tree: str, parents: Sequence[str], message: str) -> str:
+        """A commit of the factory with this tree (or a commit's tree). The same again is the same commit."""
+        seconds = max(map(self.committed_at, parents)) + 1
+        named = [part for parent in parents for part in ("-p", parent)]
+        dates = {"GIT_AUTHOR_DATE": f"@{seconds} +0000", "GIT_COMMITTER_DATE": f"@{seconds} +0000"}
+        with self._locked() as lock:
+            sha = _git(
+                f"--git-dir={self.path}", "commit-tree", f"{tree}^{{tree}}", *named, "-F", "-",
+                cwd=self.path, keep=lock, stdin=message.encode(errors="replace") or b"\n", more=dates,
+            )  # fmt: skip
+            found = sha.decode().strip()
+            self._run("update-ref", f"refs/darkfactory/commits/{found}", found, keep=lock)
+        return found
+
+    def advance(self, remote: str, branch: str, sha: str, before: str) -> None:
+        """Move `branch` of `remote` from `before` on to `sha`, which has it in its past; doing it twice changes nothing.
+
+        Nobody's commit is ever lost: Unreachable when the branch is elsewhere by now. Else raises what `push` does.
+        """
+        if not self.contains(sha, before):
+            raise InfraError(f"{sha!r} does not follow {before!r}, so {branch!r} is not moved; run again")
+        ref = f"refs/heads/{branch}"
+        tip = self.tips(remote, [branch]).get(branch)
+        if tip == sha:
+            return
+        if tip != before:
+            raise Unreachable(f"the branch {branch!r} moved meanwhile (to {tip!r}); run again")
+        other = Remote.checked(remote, self._token)
+        with self._locked() as lock:
+            self._remote(
+                other, "push", "--quiet", "--no-verify", f"--force-with-lease={ref}:{before}", *other.receiver,
+                other.address, f"{sha}:{ref}", keep=lock,
+            )  # fmt: skip
+
     def sweep(self, root: Path, keep: set[str]) -> list[str]:
         """Remove the worktrees of all tickets whose folder names are not in `keep`. Returns the names removed."""
         if not root.is_dir():
@@ -376,11 +508,6 @@ class Mirror:
 
     def _remote(self, remote: Remote, *arguments: str, keep: int | None = None) -> bytes:
         return _ask(remote, f"--git-dir={self.path}", *arguments, cwd=self.path, keep=keep)
-
-    def _blobs(self, sha: str) -> dict[str, str]:
-        """Path and blob of all regular files of a commit whose names are UTF-8."""
-        entries = self._run("ls-tree", "-r", "-z", "--full-tree", sha).split(b"\0")
-        return {path: blob for mode, blob, path in map(_tree_entry, entries) if mode.startswith("100") and path}
 
     def _resolve(self, ref: str) -> str | None:
         try:
@@ -430,6 +557,17 @@ class Mirror:
                 f"{ref!r} of {remote.name!r} ends with a commit by {committer!r} ({tip[:12]}), which is not "
                 "overwritten: merge, rename or delete that branch"
             )
+        self._refuse_foreign_below(remote, ref, seen)
+
+    def _refuse_foreign_below(self, remote: Remote, ref: str, seen: str) -> None:
+        """A person's commits that the factory added to later; what came from a branch of the repository is not theirs."""
+        said = self._run("log", "--first-parent", "--format=%ce", seen, "--not", "--glob=refs/source/heads/*")
+        others = sorted(set(said.decode(errors="replace").split()) - {_EMAIL})
+        if others:
+            raise ConfigError(
+                f"{ref!r} of {remote.name!r} holds commits by {', '.join(map(repr, others[:3]))}, which are not "
+                "overwritten: merge, rename or delete that branch"
+            )
 
     def _remove(self, root: Path, *paths: Path) -> None:
         """Delete folders inside the root and forget the worktrees that were there."""
@@ -452,7 +590,7 @@ class Mirror:
     @contextmanager
     def _locked(self) -> Iterator[int]:
         """Hold the mirror's lock, after clearing what a killed git left. Yields the lock's descriptor."""
-        with _file_lock(self.path.with_name(self.path.name + ".lock")) as lock:
+        with file_lock(self.path.with_name(self.path.name + ".lock")) as lock:
             for pattern in ("*.lock", "refs/**/*.lock", "worktrees/*/*.lock", "objects/pack/tmp_*"):
                 for leftover in self.path.glob(pattern):
                     leftover.unlink(missing_ok=True)
@@ -471,6 +609,14 @@ class Worktree:
 
     def read(self, path: str) -> str | None:
         """The text of a file; None when there is none, or when it is not UTF-8 text of at most MAX_TEXT_BYTES."""
+        data = self.read_bytes(path, MAX_TEXT_BYTES)
+        try:
+            return None if data is None else data.decode()
+        except UnicodeDecodeError:
+            return None
+
+    def read_bytes(self, path: str, most: int) -> bytes | None:
+        """The content of a regular file of at most `most` bytes, else None."""
         with _entry(self.path, path) as (folder, name):
             if folder is None:
                 return None
@@ -481,11 +627,18 @@ class Worktree:
             with os.fdopen(descriptor, "rb") as file:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                     return None
-                data = file.read(MAX_TEXT_BYTES + 1)
-        try:
-            return data.decode() if len(data) <= MAX_TEXT_BYTES else None
-        except UnicodeDecodeError:
-            return None
+                data = file.read(most + 1)
+        return data if len(data) <= most else None
+
+    def matching(self, patterns: Sequence[str], most: int) -> list[str]:
+        """Up to `most` paths of files, sorted, that match one of the globs (`*` also goes over `/`). Follows no link."""
+        found = (
+            (Path(folder) / name).relative_to(self.path).as_posix()
+            for folder, _, names in os.walk(self.path)
+            for name in names
+            if ".git" not in Path(folder).relative_to(self.path).parts
+        )
+        return sorted(path for path in found if any(fnmatch.fnmatchcase(path, glob) for glob in patterns))[:most]
 
     def write(self, path: str, text: str) -> None:
         """Make or replace a file, byte for byte; an existing one keeps its mode."""
@@ -517,8 +670,8 @@ class Worktree:
         """
         git_dir = await asyncio.to_thread(self._fresh_git_dir, "commit")
         seconds = await asyncio.to_thread(self._mirror.committed_at, self.sha)
-        inside = "/git" if sandbox.name == "bubblewrap" else str(git_dir)
-        work_tree = WORKSPACE if sandbox.name == "bubblewrap" else str(self.path)
+        inside = "/git" if sandbox.name != "none" else str(git_dir)
+        work_tree = WORKSPACE if sandbox.name != "none" else str(self.path)
         date = f"@{seconds + 1} +0000"
         result = await sandbox.run(
             ["/bin/sh", "-c", _COMMIT],
@@ -598,12 +751,66 @@ def ensure_bare(path: Path, source_mirror: Mirror, branch: str) -> None:
         forge._run("symbolic-ref", "HEAD", f"refs/heads/{branch}", keep=lock)
 
 
+def found_repository(path: Path, files: Mapping[str, str], message: str) -> Mirror:
+    """A bare repository at `path` whose branch `main` begins with one commit of `files` (path -> text).
+
+    One that has a `main` already stays as it is. A kill in the middle leaves no branch, so the next call begins anew.
+    """
+    with naming_a_full_disk("the repository"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    made = Mirror(path.resolve())
+    with made._locked() as lock:
+        _init_bare(made.path)
+        if made._resolve("refs/heads/main") is None:
+            made._run("fast-import", "--quiet", "--done", keep=lock, stdin=_first_commit(files, message))
+    return made
+
+
+def _first_commit(files: Mapping[str, str], message: str) -> bytes:
+    """A stream for `git fast-import`."""
+
+    def data(text: str) -> bytes:
+        raw = text.encode()
+        return b"data %d\n%b\n" % (len(raw), raw)
+
+    head = f"commit refs/heads/main\ncommitter Darkfactory <{_EMAIL}> {int(time.time())} +0000\n".encode()
+    named = (f"M 100644 inline {path}\n".encode() + data(text) for path, text in files.items())
+    return b"".join([head, data(message), *named, b"done\n"])
+
+
+def clone_branch(bare: Path, branch: str, folder: Path) -> None:
+    """A person's own clone of a repository of the factory, with `branch` checked out. See `refuse_other_folder`."""
+    refuse_other_folder(folder, bare)
+    if _is_clone_of(folder, bare):
+        return
+    with naming_a_full_disk("the clone"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = folder.with_name(f".{folder.name}.darkfactory")
+        _delete(draft)
+        _git("clone", "--quiet", "--no-hardlinks", "--template=", f"--branch={branch}", str(bare), str(draft), cwd=bare)
+        draft.rename(folder)
+
+
+def refuse_other_folder(folder: Path, bare: Path) -> None:
+    """Raises ConfigError when something else than a clone of `bare` is in the folder. A clone is left as it is."""
+    taken = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+    if taken and not _is_clone_of(folder, bare):
+        raise ConfigError(f"{str(folder)!r} is not empty; name a new folder, nothing in this one is overwritten")
+
+
+def _is_clone_of(folder: Path, bare: Path) -> bool:
+    config = folder / ".git" / "config"
+    return config.is_file() and f"url = {bare}\n" in config.read_text(errors="replace")
+
+
 async def is_dirty(checkout: Path, sandbox: Sandbox) -> bool:
     """Whether a person's checkout has changes that are not committed (untracked files count, ignored ones do not).
 
-    Git runs in the sandbox with the checkout read-only, so its hooks, filters and fsmonitor reach nothing.
+    A bare repository has none. Git runs in the sandbox with the checkout read-only, so its hooks, filters and fsmonitor reach nothing.
     Raises InfraError with git's message when it cannot tell.
     """
+    if not (checkout / ".git").exists():
+        return False
     binds = [Bind(source=path, target=str(path)) for path in (checkout.resolve(), *_linked_git_dirs(checkout))]
     with tempfile.TemporaryDirectory() as scratch:
         result = await sandbox.run(
@@ -623,10 +830,10 @@ _FULL = ("No space left on device", "Disk quota exceeded", "unable to write file
 class _Failed(InfraError):
     """Git ended with an error; callers that know why name it better."""
 
-    def __init__(self, arguments: Sequence[str], stderr: str) -> None:
+    def __init__(self, arguments: Sequence[str], stderr: str, stdout: bytes = b"") -> None:
         command = next((a for a in arguments if not a.startswith("-") and "=" not in a), "")
         super().__init__(f"git {command} failed: {_short(stderr)}")
-        self.stderr = stderr
+        self.stderr, self.stdout = stderr, stdout
 
 
 def _options() -> list[str]:
@@ -639,14 +846,15 @@ def _git(
     keep: int | None = None,
     stdin: bytes = b"",
     remote: Remote | None = None,
+    more: Mapping[str, str] | None = None,
     timeout_seconds: float = _GIT_SECONDS,
 ) -> bytes:
     """Run host git and return its output. `keep` is a lock that git holds on to, should we be killed before it ends.
 
-    Only with a `remote` does it get to know more than the fixed environment. Not GitPython, which hands our whole
+    Only with a `remote`, or by `more`, does it get to know more than the fixed environment. Not GitPython, which hands our whole
     environment on to git.
     """
-    more = remote.environment() if remote else {}
+    more = {**(more or {}), **(remote.environment() if remote else {})}
     process = subprocess.Popen(
         ["git", *_options(), *arguments],
         cwd=cwd, env={"PATH": os.environ.get("PATH", os.defpath), **_ENVIRONMENT, **more}, start_new_session=True,
@@ -667,7 +875,7 @@ def _git(
     message = stderr.decode(errors="replace")
     if any(said in message for said in _FULL):
         raise DiskFull(f"no space left for git in {str(cwd)!r}; free some and run again")
-    raise _Failed(arguments, remote.masked(message) if remote else message)
+    raise _Failed(arguments, remote.masked(message) if remote else message, stdout)
 
 
 def _ask(
@@ -738,7 +946,7 @@ def _init_bare(path: Path) -> None:
 
 
 @contextmanager
-def _file_lock(path: Path) -> Iterator[int]:
+def file_lock(path: Path) -> Iterator[int]:
     """An exclusive lock that ends with its holders, however they end. The file itself means nothing."""
     with naming_a_full_disk("a lock file"), path.open("a") as file:
         deadline = time.monotonic() + _LOCK_SECONDS
@@ -749,7 +957,7 @@ def _file_lock(path: Path) -> Iterator[int]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise InfraError(
-                        f"{str(path)!r} has been locked for {_LOCK_SECONDS:.0f} s; is a git stuck?"
+                        f"{str(path)!r} has been locked for {_LOCK_SECONDS:.0f} s; is a process stuck?"
                     ) from None
                 time.sleep(0.05)
         yield file.fileno()
@@ -842,6 +1050,10 @@ def _tree_entry(entry: bytes) -> tuple[str, str, str | None]:
         return mode, rest.rpartition(" ")[2], None
 
 
+def _lines(names: Sequence[str]) -> bytes:
+    return "".join(f"{name}\n" for name in names).encode()
+
+
 def _batched(output: bytes) -> Iterator[bytes]:
     """The contents that `cat-file --batch` wrote: for each a line that ends with its size, then it and a line end."""
     place = 0
@@ -885,7 +1097,7 @@ def _changed_files(fields: list[str]) -> list[ChangedFile]:
 def _file_violations(file: ChangedFile, protected_paths: Sequence[str]) -> Iterator[str]:
     names = [name for name in (file.previous, file.path) if name is not None]
     for name in names:
-        rule = next((pattern for pattern in protected_paths if _covers(pattern, name)), None)
+        rule = next((pattern for pattern in protected_paths if covers(pattern, name)), None)
         if rule is not None:
             yield f"{name!r} is protected (rule {rule!r}) and must not change."
         if any(_is_git_name(part) for part in name.split("/")):
@@ -896,7 +1108,7 @@ def _file_violations(file: ChangedFile, protected_paths: Sequence[str]) -> Itera
         yield f"{file.path!r} changes a submodule."
 
 
-def _covers(pattern: str, path: str) -> bool:
+def covers(pattern: str, path: str) -> bool:
     """A glob covers a file and all below it, in any case; `*` crosses folders and `**/` may stand for none."""
     plain = pattern.casefold().removeprefix("./").strip("/")
     forms = {plain, plain.removeprefix("**/"), plain.replace("/**/", "/")}

@@ -20,6 +20,9 @@ from tasks.routing import KINDS, ROUTING_LABEL
 MOST_CYCLES = 100
 """Cycles that are listed; tickets that block one another crosswise form more of them than anybody can count."""
 
+BUILD_LABEL = "darkfactory-build"
+"""On the tracking ticket of a build: its repository and limits are known to the command that made it, not to a dispatcher."""
+
 _SMALL_CHARS = 2_000
 _SIMILAR = 0.3
 """Share of the words of two titles that both have. Of real reports of one project, more than a third of those that people
@@ -70,6 +73,11 @@ def refusal(ticket: Ticket, board: AnyBoard, *, repository: str | EllipsisType |
         if found := reason(ticket, board):
             return found
     return "it is routed to no repository" if repository is None else None
+
+
+def by_hand(ticket: Ticket) -> str | None:
+    """Why a ticket is left to the person who started its work, in one line; None when it is not."""
+    return f"`darkfactory build` works on it (label {BUILD_LABEL!r})" if BUILD_LABEL in ticket.labels else None
 
 
 def _missing(ticket: Ticket, board: AnyBoard) -> str | None:

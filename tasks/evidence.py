@@ -214,14 +214,21 @@ def is_red(result: TestResult) -> bool:
 
     Yes when the exception passed through a file of the repository that is no test, when it took too long, and when
     the test itself ran and was contradicted: an assertion, or an error at the place where it uses the code (a missing
-    attribute, a wrong number of arguments, a stand-in for a name that does not exist yet). No for what the test got
+    attribute, a wrong number of arguments, a stand-in for a name that does not exist yet, a module of the repository that
+    node cannot find there yet). No for what the test got
     wrong by itself: syntax, imports, undefined names, fixtures, a file that cannot be collected.
     """
     if result.outcome != "failed":
         return False
     if result.exception == "Timeout" or any(not is_test_path(frame) for frame in result.frames):
         return True
-    return result.phase == "call" and result.exception not in _OWN_MISTAKES
+    return result.phase == "call" and (result.exception not in _OWN_MISTAKES or _awaits_a_module(result))
+
+
+def _awaits_a_module(result: TestResult) -> bool:
+    """node's words for a file that is imported by its path, not for a package that is not installed."""
+    missing = re.match(r"Cannot find module '(/[^']+)' imported from ", result.message)
+    return missing is not None and "/node_modules/" not in missing[1]
 
 
 def _only_red(report: TestReport, run: TestRun | None, brief: Brief) -> TestReport:

@@ -20,9 +20,12 @@ from infra.sections import RepositorySection
 from infra.slots import sole
 from infra.test_runners import detect_policy
 from tasks import memory, paper, progress, services
+from tasks.code_search import sources
 from tasks.context import (
     CAPABLE_CONTEXT_CHARS,
     SMALL_CONTEXT_CHARS,
+    SPECIFICATION_CHARS,
+    TICKET_CHARS,
     nonce_for,
     rank_functions,
     render_prefix,
@@ -30,11 +33,12 @@ from tasks.context import (
 )
 from tasks.evidence import run_baseline
 from tasks.failures import next_tier
+from tasks.grants import leave_grants
 from tasks.holding import fence
-from tasks.models import Brief, Job, Policy, Repository, TestReport, Ticket
+from tasks.models import Brief, Greenfield, Job, Policy, Repository, TestReport, Ticket
 from tasks.policy import read_policy, read_rules, unused_keys
 from tasks.routing import route
-from tasks.testing import examples_as_tests, sources
+from tasks.testing import examples_as_tests
 
 CLAIM_MARKER = "claim"
 FREE_BYTES_NEEDED = 200 << 20
@@ -74,6 +78,12 @@ def find_repository(ticket: Ticket, named: str | None) -> tuple[str, RepositoryS
         raise ConfigError(
             f"ticket {ticket.key!r} names no repository: pass --repo PATH or set `repository:` in the ticket"
         )
+    return named_repository(wanted)
+
+
+def named_repository(wanted: str) -> tuple[str, RepositorySection]:
+    """A configured repository by its name, else the one at a path. Raises ConfigError with the configured names."""
+    known = services.settings().repositories
     if wanted in known:
         return wanted, known[wanted]
     path = Path(wanted).expanduser()
@@ -82,7 +92,10 @@ def find_repository(ticket: Ticket, named: str | None) -> tuple[str, RepositoryS
         raise ConfigError(
             f"repository {wanted!r} is neither a path nor configured (configured: {names}); correct --repo or factory.yaml"
         )
-    return repository_name(path), RepositorySection(path=path.absolute())
+    place = path.absolute()
+    if place.name == "repo.git" and place.parent.parent == services.settings().root / "forge":
+        return place.parent.name, RepositorySection(path=place, remote=str(place))  # it is its own remote
+    return repository_name(path), RepositorySection(path=place)
 
 
 def repository_name(path: Path) -> str:
@@ -106,7 +119,9 @@ def pin(name: str, configured: RepositorySection) -> Repository:
 
 
 @task(name="intake", task_run_name="intake")
-async def take_in(ticket: Ticket, repository: str | None, claim: Claim, dispatched: bool) -> Job:
+async def take_in(
+    ticket: Ticket, repository: str | None, claim: Claim, dispatched: bool, greenfield: Greenfield | None = None
+) -> Job:
     """Everything that can be wrong with ticket, repository, disk, sandbox or model shows here, before work starts."""
     settings = services.settings()
     _need_space(settings.root)
@@ -114,20 +129,31 @@ async def take_in(ticket: Ticket, repository: str | None, claim: Claim, dispatch
     services.sandbox()
     pinned = await asyncio.to_thread(pin, name, configured)
     dirty = await is_dirty(configured.path.expanduser(), services.sandbox())
-    strong = next_tier(claim.failures, settings.strong is not None) == "strong"
-    model = await services.model(strong)
     ledger, states = services.ledger(ticket.board), services.board_section(ticket.board).states
     if (
         ticket.state.casefold() == states.working.casefold()
     ):  # a killed run left it so; its own state was recorded before
         ticket = ticket.model_copy(update={"state": await asyncio.to_thread(own_state, ticket)})
     await asyncio.to_thread(ledger.record_ticket, ticket, name)
-    attempt = await asyncio.to_thread(ledger.start_attempt, ticket.key, pinned.base_sha, ticket.revision)
-    burnt = await asyncio.to_thread(ledger.burnt_attempts, ticket.key)
     warnings = (f"{configured.path} has uncommitted changes; work starts from its last commit",) if dirty else ()
     for warning in warnings:
         progress.report(ticket.key, phase="brief", role="intake", message=warning)
-    job = Job(
+    job = await open_attempt(ticket, pinned, claim, dispatched, warnings)
+    job = job.model_copy(update={"greenfield": greenfield})
+    await asyncio.to_thread(_move_to_work, job, states.working)
+    return job
+
+
+async def open_attempt(
+    ticket: Ticket, pinned: Repository, claim: Claim, dispatched: bool, warnings: tuple[str, ...] = ()
+) -> Job:
+    """The job of a ticket that is in the ledger: its attempt (the open one of a run that was killed), its model, its bounds."""
+    settings, ledger = services.settings(), services.ledger(ticket.board)
+    strong = next_tier(claim.failures, services.has_strong()) == "strong"
+    model = await services.model(strong)
+    attempt = await asyncio.to_thread(ledger.start_attempt, ticket.key, pinned.base_sha, ticket.revision)
+    burnt = await asyncio.to_thread(ledger.burnt_attempts, ticket.key)
+    return Job(
         ticket=ticket,
         repository=pinned,
         attempt_id=attempt.id,
@@ -145,8 +171,6 @@ async def take_in(ticket: Ticket, repository: str | None, claim: Claim, dispatch
         dispatched=dispatched,
         final=not dispatched or claim.failures + 1 >= settings.dispatch.max_attempts,
     )
-    await asyncio.to_thread(_move_to_work, job, states.working)
-    return job
 
 
 def _move_to_work(job: Job, working: str) -> None:
@@ -206,9 +230,10 @@ async def write_brief(job: Job) -> Brief:
         raise unusable(report)
     bare = Brief(ticket=job.ticket, repository=job.repository, policy=policy, baseline=report, rules=rules,
                  memories=memory.recall(job.ticket), nonce=nonce_for(services.home_secret(), job.ticket))  # fmt: skip
-    brief = _with_code(job, bare)
+    brief = await asyncio.to_thread(with_code, job, bare)  # indexing a large repository takes its time
     brief = brief.model_copy(update={"ticket_tests": await examples_as_tests(brief)})
     await paper.leave(job, "brief", _as_markdown(brief, unused))
+    await leave_grants(job, policy)
     return brief
 
 
@@ -219,7 +244,8 @@ def unusable(report: TestReport) -> WorkFailed:
     )
 
 
-def _with_code(job: Job, brief: Brief) -> Brief:
+def with_code(job: Job, brief: Brief) -> Brief:
+    """The brief with the code that matters and the prompt prefix."""
     files = sources(brief)
     ranked = rank_functions(job.ticket, files, brief.baseline.output if brief.baseline.ids("failed") else "")
     limit = SMALL_CONTEXT_CHARS if job.tier == "small" else CAPABLE_CONTEXT_CHARS
@@ -233,6 +259,7 @@ def _with_code(job: Job, brief: Brief) -> Brief:
         memories=brief.memories,
         baseline=brief.baseline,
         nonce=brief.nonce,
+        ticket_chars=SPECIFICATION_CHARS if job.greenfield else TICKET_CHARS,
     )
     suspects = tuple(dict.fromkeys(r.function.qualified_name for r in ranked[:8]))
     return brief.model_copy(update={"excerpts": excerpts, "suspects": suspects, "prefix": prefix})

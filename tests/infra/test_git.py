@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.errors import ConfigError, InvalidOutput, Unreachable
+from infra.errors import ConfigError, InfraError, InvalidOutput, Unreachable
 from infra.git import Mirror, Worktree, branch_name, directory_name, ensure_bare, is_dirty
 from infra.sandbox import Bubblewrap, Limits, Sandbox, Unsandboxed
 
@@ -674,3 +675,90 @@ async def test_looking_at_a_checkout_runs_nothing_of_it_on_the_host(source: Path
     assert await is_dirty(source, BOX)
     assert not canary.exists()
     assert (source / ".git/index").read_bytes() == before
+
+
+# Open branches
+
+
+def branched(source: Path, name: str, path: str, text: str) -> str:
+    """A branch of the source with one more commit, which replaces a file; `main` stays checked out."""
+    git(source, "checkout", "-q", "-b", name)
+    (source / path).write_text(text)
+    head = commit_all(source, name)
+    git(source, "checkout", "-q", "main")
+    return head
+
+
+def test_branches_of_a_remote_are_taken_and_a_missing_one_is_left_out(mirror: Mirror, source: Path) -> None:
+    head = branched(source, "agent/T-1", "app.py", "print('bye')\n")
+    tips = mirror.take(str(source), ["agent/T-1", "main", "gone"])
+    assert tips == {"agent/T-1": head, "main": git(source, "rev-parse", "main")}
+    assert mirror.tips(str(source)) == tips
+    assert mirror.merge_base(head, tips["main"]) == tips["main"]
+    assert mirror.contains(head, tips["main"])
+    assert not mirror.contains(tips["main"], head)
+    assert mirror.take(str(source), ["gone"]) == {}
+
+
+def test_two_branches_are_merged_without_a_checkout_and_a_collision_is_named(mirror: Mirror, source: Path) -> None:
+    ours = branched(source, "ours", "app.py", "print('ours')\n")
+    other = branched(source, "other", "new.py", "n = 1\n")
+    theirs = branched(source, "theirs", "app.py", "print('theirs')\n")
+    mirror.take(str(source), ["ours", "other", "theirs"])
+    clean = mirror.merge(ours, other)
+    commit = mirror.commit_tree(clean.tree, (ours, other), "Merge")
+    assert clean.conflicts == ()
+    assert (mirror.read(commit, "app.py"), mirror.read(commit, "new.py")) == (b"print('ours')\n", b"n = 1\n")
+    assert mirror.commit_tree(clean.tree, (ours, other), "Merge") == commit
+    assert mirror.contains(commit, ours)
+    assert mirror.contains(commit, other)
+    collided = mirror.merge(ours, theirs)
+    assert collided.conflicts == ("app.py",)
+    assert b"<<<<<<<" in (mirror.read(mirror.commit_tree(collided.tree, (ours, theirs), "x"), "app.py") or b"")
+
+
+def test_a_branch_is_only_moved_forward_and_only_from_where_it_was_seen(
+    mirror: Mirror, source: Path, tmp_path: Path
+) -> None:
+    """SM11: whoever comes late is refused, and nobody's commit is lost."""
+    git(tmp_path, "clone", "-q", "--bare", str(source), "bare.git")
+    bare = tmp_path / "bare.git"
+    before = git(bare, "rev-parse", "main")
+    after = mirror.commit_tree(before, (before,), "more")
+    mirror.advance(str(bare), "main", after, before)
+    mirror.advance(str(bare), "main", after, before)
+    assert git(bare, "rev-parse", "main") == after
+    late = mirror.commit_tree(before, (before,), "late")
+    with pytest.raises(Unreachable, match="moved meanwhile"):
+        mirror.advance(str(bare), "main", late, before)
+    with pytest.raises(InfraError, match="does not follow"):
+        mirror.advance(str(bare), "main", before, after)
+    assert git(bare, "rev-parse", "main") == after
+
+
+def test_a_persons_commit_below_the_factorys_is_not_overwritten(
+    mirror: Mirror, source: Path, tmp_path: Path, sha: str
+) -> None:
+    git(tmp_path, "clone", "-q", "--bare", str(source), "bare.git")
+    mine = branched(source, "agent/T-1", "app.py", "print('mine')\n")
+    mirror.take(str(source), ["agent/T-1"])
+    ours = mirror.commit_tree(mine, (mine,), "the factory's, on top of a person's")
+    git(source, "push", "-q", str(tmp_path / "bare.git"), "agent/T-1")
+    git(source, "branch", "-D", "agent/T-1")
+    mirror = Mirror.open(mirror.path.parent, "project", str(source))
+    mirror.advance(str(tmp_path / "bare.git"), "agent/T-1", ours, mine)
+    with pytest.raises(ConfigError, match=re.escape("holds commits by 'ann@example.org'")):
+        mirror.push(str(tmp_path / "bare.git"), "agent/T-1", mirror.commit_tree(sha, (sha,), "anew"))
+
+
+def test_files_left_behind_are_found_by_globs_and_no_link_is_followed(worktree: Worktree, tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(b"s")
+    (worktree.path / "out").mkdir()
+    (worktree.path / "out/shot.png").write_bytes(b"\x89PNG")
+    (worktree.path / "out/link.png").symlink_to(tmp_path / "secret.png")
+    assert worktree.matching(["*.png"], 9) == ["out/link.png", "out/shot.png"]
+    assert worktree.matching(["*.png"], 1) == ["out/link.png"]
+    assert worktree.read_bytes("out/shot.png", 4) == b"\x89PNG"
+    assert worktree.read_bytes("out/shot.png", 3) is None
+    with pytest.raises(InvalidOutput):
+        worktree.read_bytes("out/link.png", 9)
