@@ -37,7 +37,7 @@ async def run_factory(ticket: BenchTicket, folder: Path, part: str) -> dict[str,
 
     checkout = materialise(ticket, folder / "repository")
     board = services.settings().board
-    assert board is not None  # noqa: S101  main has set it
+    assert board is not None
     board.mkdir(parents=True, exist_ok=True)
     (board / f"{ticket.key}.md").write_text(ticket.text)
     started = time.monotonic()
@@ -188,13 +188,13 @@ async def measure_all(
                 row = await run_factory(ticket, place, part)
             else:
                 wall = max(120.0, next(r["seconds"] for r in read_rows(results) if r["ticket"] == ticket.key))
-                row = await run_peer(ticket, place, await _endpoint(), wall)
+                row = await run_peer(ticket, place, await endpoint(), wall)
             with results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(json.dumps(row), flush=True)
 
 
-async def _endpoint() -> str:
+async def endpoint() -> str:
     """The OpenAI-compatible base URL behind the configured model."""
     from infra.llm.local import read_record
     from tasks import services

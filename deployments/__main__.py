@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 from typer._click.exceptions import ClickException
@@ -79,6 +79,41 @@ def run(
 
 
 @app.command()
+def build(
+    specification: Annotated[Path, typer.Argument(metavar="SPEC.md", help="What is to be built, as Markdown.")],
+    repo: Annotated[str | None, typer.Option(help="Build in this repository; default: a new one in home.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The application's name; default: the specification's heading.")
+    ] = None,
+    into: Annotated[Path | None, typer.Option(help="A new folder that gets a clone of the new repository.")] = None,
+    stack: Annotated[
+        Literal["python", "node"] | None, typer.Option(help="Of a new repository; default: what the text speaks of.")
+    ] = None,
+    max_files: Annotated[int, typer.Option(min=1, max=300, help="Most files of the change.")] = 60,
+    max_lines: Annotated[int, typer.Option(min=1, max=30_000, help="Most lines of the change.")] = 6_000,
+    board: Board = "folder",
+    seed: Seed = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Build a whole application from a specification. Run it again to resume. The JSON object is tasks.building.Built."""
+    from deployments.building import Order, show_built, work
+    from tasks.models import Greenfield
+
+    limits = Greenfield(max_files=max_files, max_lines=max_lines)
+    order = Order(path=specification, repository=repo, name=name, into=into, stack=stack, board=board, limits=limits)
+    with _reserved_stdout() as out:
+        built = work(_settings(seed=seed), order, verbose)
+        if as_json:
+            _print_json(out, built.model_dump(mode="json"))
+        else:
+            from deployments.screen import answer_console
+
+            show_built(answer_console(out), built, into)
+    return 0 if built.outcome.decision == "ACCEPT" else 1
+
+
+@app.command()
 def status(
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Tickets to list.")] = 50, as_json: Json = False
 ) -> int:
@@ -109,6 +144,45 @@ def show(
         from deployments.tables import history_view
 
         return _print(out, history_view(history))
+
+
+@app.command()
+def costs(
+    by: Annotated[
+        Literal["ticket", "role", "model", "node", "day"], typer.Option(help="What to add up by.")
+    ] = "ticket",
+    since: Annotated[str, typer.Option(help="A day (2026-11-01), a span before now (7d, 12h), or all.")] = "30d",
+    as_json: Json = False,
+) -> int:
+    """What the model calls used and cost, and how much of each budget is left. The JSON object is deployments.costs.Costs."""
+    from datetime import UTC, datetime
+
+    from deployments.costs import costs_view, parse_since, take_costs
+
+    with _reserved_stdout() as out:
+        found = take_costs(_settings(), by, parse_since(since, datetime.now(UTC)))
+        if as_json:
+            return _print_json(out, found.model_dump(mode="json"))
+        return _print(out, costs_view(found))
+
+
+@app.command()
+def agents(as_json: Json = False) -> int:
+    """Check the coding agents of factory.yaml: installed, of a known version, logged in. Spends nothing.
+
+    The JSON object is {"agents": [deployments.agents.AgentState]}.
+    """
+    from deployments.agents import agents_table, check_agents
+
+    with _reserved_stdout() as out:
+        found = check_agents(_settings())
+        if as_json:
+            _print_json(out, {"agents": [each.model_dump(mode="json") for each in found]})
+        else:
+            _print(
+                out, agents_table(found) if found else "factory.yaml has no section `agents`: the built-in one codes."
+            )
+    return max((each.exit_code for each in found), default=0)
 
 
 @app.command()
@@ -185,13 +259,18 @@ def resume(scope: Annotated[str, typer.Argument(help="What is paused; see `darkf
 
 @app.command()
 def retry(ticket: Annotated[str, typer.Argument(help="The ticket's key.")], board: Board = "folder") -> int:
-    """Let a parked ticket, or one that waits for its time, go out again with the next tick."""
+    """Let a parked ticket, or one that waits for its time, go out again with the next tick; one whose pull request is
+    parked gets one more round."""
     from infra.boards.opening import open_board
     from infra.claims import Claims
     from infra.database import open_database
+    from infra.stewardships import Stewardships
 
     settings = _settings()
     with open_database(settings) as database:
+        if Stewardships(database).grant(board, ticket) is not None:
+            _say(f"the pull request of {ticket} gets one more round")
+            return 0
         claims = Claims(database)
         claim = claims.find(board, ticket)
         if claim is not None and claim.state == "parked":  # its state on the board is none of the queue's, too
@@ -201,6 +280,43 @@ def retry(ticket: Annotated[str, typer.Argument(help="The ticket's key.")], boar
             raise ConfigError(f"ticket {ticket!r} of board {board!r} does not wait ({state}); see `darkfactory status`")
     _say(f"{ticket} goes out with the next tick")
     return 0
+
+
+@app.command()
+def steward(
+    ticket: Annotated[str | None, typer.Argument(help="Work only the rounds of this ticket's pull request.")] = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Look at every open pull request once, and work here what is due. The JSON object is tasks.stewarding.Stewarded."""
+    from deployments.tending import steward_now
+
+    with _reserved_stdout() as out:
+        found = steward_now(_settings(), ticket, verbose)
+        if as_json:
+            return _print_json(out, found.model_dump(mode="json"))
+        lines = [f"{branch}: {step}" for branch, step in found.steps.items()]
+        return _print(out, "\n".join(lines) or "No pull request is looked after.")
+
+
+@app.command()
+def refine(
+    target: Annotated[str, typer.Argument(metavar="BRANCH|PR", help="A branch, or the number of a pull request.")],
+    repo: Annotated[str | None, typer.Option(help="A name in factory.yaml; not needed when there is only one.")] = None,
+    instructions: Annotated[str, typer.Option(help="What to look at, in your words.")] = "",
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Review a branch, model its threats, mend what is found, and say the verdict. The JSON object is tasks.refining.Ended."""
+    from deployments.tending import refine_now
+
+    with _reserved_stdout() as out:
+        ended = refine_now(_settings(), target, repo, instructions, verbose)
+        if as_json:
+            _print_json(out, ended.model_dump(mode="json") if ended else {})
+        elif ended is not None:
+            _print(out, "\n".join([f"{ended.decision}: {ended.branch}", *ended.reasons]))
+    return 0 if ended is not None and ended.decision == "ACCEPT" else 1
 
 
 node_app = typer.Typer(no_args_is_help=True, help="Machines that work on tickets.")
@@ -260,6 +376,43 @@ def node_leave(name: Node) -> int:
     nodes.leave(_settings(), name, _say)
     _say(f"node {name!r} left")
     return 0
+
+
+@app.command()
+def actions(
+    install: Annotated[Path | None, typer.Option(help="A checkout that gets the workflow file.")] = None,
+    package: Annotated[
+        str | None, typer.Option(help="With --install: what pip installs on the runner, git+https://…@COMMIT.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Show how much of GitHub Actions is used, or write the workflow file. The JSON object is {"runners": [deployments.actions.Runners]}."""
+    from deployments import actions as runners
+
+    if (install is None) != (package is None):
+        raise ConfigError("--install CHECKOUT and --package WHAT go together; give both or none")
+    if install is not None and package is not None:
+        _say(f"written: {runners.install(install, package)}; commit and push it")
+        return 0
+    with _reserved_stdout() as out:
+        found = runners.take_overview(_settings())
+        if as_json:
+            return _print_json(out, {"runners": [each.model_dump(mode="json") for each in found]})
+        return _print(
+            out, runners.overview_table(found) if found else "No repository has a section `actions` in factory.yaml."
+        )
+
+
+@app.command("run-unit")
+def run_unit(
+    input: Annotated[Path, typer.Option(help="The unit, as JSON.")],
+    output: Annotated[Path, typer.Option(help="Folder for patch.diff and report.json.")],
+    repository: Annotated[Path, typer.Option(help="A checkout of the unit's commit.")] = Path(),
+) -> int:
+    """What the workflow of `darkfactory actions` calls on a runner: code one unit."""
+    from deployments.runner import run_unit as work_on
+
+    return work_on(input, repository.absolute(), output, _say)
 
 
 @app.command()

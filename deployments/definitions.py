@@ -6,6 +6,7 @@ given to; every node has a deployment of its own, named like the node, so that a
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -54,6 +55,21 @@ def control_table(settings: Settings) -> tuple[Definition, ...]:
             description="Requeues tickets whose holder died and ends runs that only Prefect believes in.",
             every_seconds=JANITOR_SECONDS,
         ),
+        Definition(
+            name="steward",
+            entrypoint="flows.steward.steward",
+            pool=CONTROL,
+            tags=("factory",),
+            description="Looks after open pull requests: checks, reviews, conflicts, proof, merging. Webhooks start it, too.",
+            every_seconds=min((r.steward.every_seconds for r in settings.repositories.values()), default=600.0),
+        ),
+        Definition(
+            name="refine",
+            entrypoint="flows.steward.ask_for_refinement",
+            pool=CONTROL,
+            tags=("factory",),
+            description="Notes that a branch or pull request is to be refined, and hands the round to a node.",
+        ),
     )
 
 
@@ -73,6 +89,13 @@ def node_table(node: str) -> tuple[Definition, ...]:
             pool=pool_name(node),
             tags=("ticket",),
             description="A few small tickets of one repository, one after the other.",
+        ),
+        Definition(
+            name=node,
+            entrypoint="flows.refine.refine",
+            pool=pool_name(node),
+            tags=("ticket",),
+            description="One round on an open pull request.",
         ),
         Definition(
             name=node,
@@ -118,37 +141,61 @@ async def ensure_pool(client: PrefectClient, name: str, slots: int) -> None:
     await client.create_work_pool(WorkPoolCreate(name=name, type="process", concurrency_limit=slots), overwrite=True)
 
 
-def webhook_trigger(dispatch_id: UUID) -> AutomationCore:
-    """The automation that starts a tick for one ticket as soon as a webhook's event names it."""
+def triggers(deployments: Mapping[str, UUID]) -> list[AutomationCore]:
+    """The automations that start a control deployment as soon as a webhook's event arrives, by the deployments' names."""
+    return [
+        _on_event(
+            "dispatch on webhook", "A ticket was touched on its board: look at it now, not at the next tick.",
+            "darkfactory.ticket", "touched", deployments["dispatch"], ("board", "ticket"),
+        ),
+        _on_event(
+            "steward on webhook", "A pull request was touched: look at it now, not at the next tick.",
+            "darkfactory.pull-request", "touched", deployments["steward"], ("repository", "branch", "number"),
+        ),
+        _on_event(
+            "refine on dispatch", "Somebody asked for a refinement by `repository_dispatch`.",
+            "darkfactory.refinement", "asked", deployments["refine"],
+            ("repository", "branch", "number", "instructions", "asked_by"),
+        ),
+    ]  # fmt: skip
+
+
+def _on_event(
+    name: str, description: str, subject: str, happened: str, deployment: UUID, parameters: Sequence[str]
+) -> AutomationCore:
     from prefect.events.actions import RunDeployment
     from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
-    def from_event(name: str) -> dict[str, str]:
-        return {"__prefect_kind": "jinja", "template": "{{ event.payload." + name + " }}"}
-
     return AutomationCore(
-        name="dispatch on webhook",
-        description="A ticket was touched on its board: look at it now, not at the next tick.",
+        name=name,
+        description=description,
         trigger=EventTrigger(
-            expect={"darkfactory.ticket.touched"},
-            match={"prefect.resource.id": "darkfactory.ticket.*"},
+            expect={f"{subject}.{happened}"},
+            match={"prefect.resource.id": f"{subject}.*"},
             posture=Posture.Reactive,
             threshold=1,
         ),
         actions=[
             RunDeployment(
                 source="selected",
-                deployment_id=dispatch_id,
-                parameters={"board": from_event("board"), "ticket": from_event("ticket")},
+                deployment_id=deployment,
+                parameters={
+                    p: {"__prefect_kind": "jinja", "template": "{{ event.payload." + p + " }}"} for p in parameters
+                },
             )
         ],
     )
 
 
 async def ensure_triggers(client: PrefectClient) -> None:
-    """Create the automation, or bring it up to date."""
-    dispatch = await client.read_deployment_by_name("dispatch-tickets/dispatch")
-    automation = webhook_trigger(dispatch.id)
+    """Create the automations, or bring them up to date."""
+    named = {"dispatch": "dispatch-tickets", "steward": "steward", "refine": "ask-for-refinement"}
+    found = {name: (await client.read_deployment_by_name(f"{flow}/{name}")).id for name, flow in named.items()}
+    for automation in triggers(found):
+        await _ensure(client, automation)
+
+
+async def _ensure(client: PrefectClient, automation: AutomationCore) -> None:
     found = await client.read_automations_by_name(automation.name)
     if not found:
         await client.create_automation(automation)

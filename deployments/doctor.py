@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 from urllib.parse import urlsplit
 
 import httpx
@@ -28,7 +28,7 @@ from infra.errors import (
     UnexpectedStatus,
     Unreachable,
 )
-from infra.sections import BoardSection, FolderBoardSection, GitHubForgeSection, RepositorySection, StrongModelSection
+from infra.sections import BoardSection, FolderBoardSection, GitHubForgeSection, Level, ModelSection, RepositorySection
 from infra.settings import Settings
 
 LOOK_SECONDS = 10.0
@@ -86,9 +86,10 @@ def _looks(settings: Settings) -> Iterator[_Look]:
         yield _Look(name, partial(see, settings))
     yield _Look("database", partial(_database, settings), SLOW_SECONDS)
     yield _Look("prefect", partial(_prefect, settings))
-    yield _Look("model", partial(_model, settings), SLOW_SECONDS if settings.model == "embedded" else LOOK_SECONDS)
-    if settings.strong:
-        yield _Look("strong model", partial(_strong_model, settings, settings.strong))
+    for level in get_args(Level):
+        for name, section in settings.of_level(level).items():
+            seconds = SLOW_SECONDS if section.model == "embedded" else LOOK_SECONDS
+            yield _Look(_model_name(settings, name), partial(_model, settings, section), seconds)
     for name, board in settings.all_boards.items():
         yield _Look(f"board {name}", partial(_board, name, board))
     if not settings.repositories:
@@ -152,6 +153,8 @@ def _sandbox(settings: Settings) -> str:
     open_sandbox(settings)
     if settings.sandbox == "none":
         return "NONE, by `sandbox: none`: commands of tickets and repositories run as you, with your files and network"
+    if settings.sandbox != "bubblewrap":
+        return f"{settings.sandbox} isolates commands, in {settings.sandbox_image}"
     return f"bubblewrap at {shutil.which('bwrap')} isolates commands"
 
 
@@ -201,7 +204,7 @@ def _addresses(settings: Settings) -> list[str]:
     """Every service that is configured by address, each once."""
     boards = [board.url for board in settings.all_boards.values() if not isinstance(board, FolderBoardSection)]
     forges = [known.github.url for known in settings.repositories.values() if known.github]
-    models = [url for url in (settings.model_url, settings.strong and settings.strong.url) if url]
+    models = [each.url for level in get_args(Level) for each in settings.of_level(level).values() if each.url]
     return [each for each in dict.fromkeys([*models, *boards, *forges]) if urlsplit(each).scheme in ("http", "https")]
 
 
@@ -223,10 +226,15 @@ def _prefect(settings: Settings) -> str:
     return f"up at {record.ui_url}"
 
 
-def _model(settings: Settings) -> str:
-    from infra.llm.opening import open_model
+def _model_name(settings: Settings, name: str) -> str:
+    return f"model {name}" if settings.models else {"model": "model", "strong": "strong model"}[name]
+
+
+def _model(settings: Settings, section: ModelSection) -> str:
+    from infra.llm.opening import open_model, plain_settings
     from infra.llm.weights import EMBEDDED, verify_weights
 
+    settings = plain_settings(settings, section)
     if settings.model != "embedded":
         bounded = min(settings.model_timeout_seconds, ANSWER_SECONDS)
         return asyncio.run(open_model(settings.model_copy(update={"model_timeout_seconds": bounded})).check())
@@ -237,13 +245,6 @@ def _model(settings: Settings) -> str:
     return (
         f"embedded, weights at {weights}" if weights.exists() else "embedded; the first run downloads 1.1 GB of weights"
     )
-
-
-def _strong_model(settings: Settings, strong: StrongModelSection) -> str:
-    return _model(settings.model_copy(update={
-        "model": strong.model, "model_url": strong.url, "model_key": strong.key,
-        "model_context_tokens": strong.context_tokens, "weights_path": None,
-    }))  # fmt: skip
 
 
 def _board(name: str, section: BoardSection) -> str:

@@ -53,6 +53,7 @@ EMIT_SECONDS = 5.0
 STOP_SECONDS = 5
 TICKET_TOUCHED = "darkfactory.ticket.touched"
 PULL_REQUEST_TOUCHED = "darkfactory.pull-request.touched"
+REFINEMENT_ASKED = "darkfactory.refinement.asked"
 
 Accept = Callable[[Delivery, str | None, str | None], Awaitable[bool]]
 """Records a delivery with its board and ticket key durably; False when its id was there before. Both None: a pull request's."""
@@ -205,7 +206,7 @@ def place_of(
     match delivery.about:
         case "ticket":
             return next((Place(name, key) for name, board in boards.items() if (key := _key(delivery, board))), None)
-        case "pull-request" if delivery.branch or delivery.number_or_key:
+        case "pull-request" | "refinement" if delivery.branch or delivery.number_or_key:
             ours = (name for name, repository in repositories.items() if _is_in(delivery, repository))
             return next((Place(name, None) for name in ours), None)
         case _:
@@ -261,7 +262,11 @@ def _event(delivery: Delivery, name: str, ticket: str | None) -> dict[str, Any]:
     else:
         number = delivery.number_or_key
         kind, resource = PULL_REQUEST_TOUCHED, f"darkfactory.pull-request.{name}.{delivery.branch or number}"
-        said |= {"repository": name, "branch": delivery.branch, "number": number}
+        # texts: they become parameters of a run, and None would become the word
+        said |= {"repository": name, "branch": delivery.branch or "", "number": str(number or "")}
+        if delivery.about == "refinement":
+            kind, resource = REFINEMENT_ASKED, resource.replace("pull-request", "refinement", 1)
+            said |= {"instructions": delivery.instructions, "asked_by": f"delivery {delivery.id}"}
     return {
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"darkfactory:{delivery.source}:{delivery.id}")),
         "event": kind,

@@ -200,7 +200,7 @@ def _be_a_node(settings: Settings, database: Database, name: str, slots: int, la
 
 def _join_fleet(fleet: Fleet, settings: Settings, name: str, slots: int, labels: Sequence[str]) -> None:
     fleet.join(
-        name, slots=slots, labels=labels, machine=settings.machine, provider=settings.provider,
+        name, slots=slots, labels=labels, machine=settings.machine, provider=settings.providers_of("usual"),
         lease_seconds=NODE_LEASE_SECONDS,
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from deployments.engine import choose_engine
 from infra.llm import ModelClient
-from infra.llm.opening import open_model
+from infra.llm.opening import open_model, plain_settings
 from infra.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def work(settings: Settings, ticket: str, repository: str | None, verbose: bool,
     from tasks.intake import find_repository, find_ticket
 
     find_repository(find_ticket(ticket, board), repository)
+    settings = plain_settings(settings, next(iter(settings.of_level("usual").values())))
     model = _open_model(settings)
     atexit.register(
         engine.stop

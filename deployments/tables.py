@@ -18,7 +18,7 @@ SHOWN_EVENTS = 40
 
 
 def status_table(rows: list[TicketRow]) -> Table:
-    table = _table("ticket", "state", "verdict", "tries", "tokens", "cached", "model time", "USD", "last", "title")
+    table = table_of("ticket", "state", "verdict", "tries", "tokens", "cached", "model time", "USD", "last", "title")
     for row in rows:
         table.add_row(
             *map(
@@ -61,7 +61,7 @@ def _attempts(history: TicketHistory) -> list[RenderableType]:
 
 
 def _usage_table(usage: dict[str, Usage]) -> Table:
-    table = _table("role", "calls", "prompt", "cached", "written", "seconds", "USD")
+    table = table_of("role", "calls", "prompt", "cached", "written", "seconds", "USD")
     for role, used in [*usage.items(), ("all", sum(usage.values(), Usage()))]:
         table.add_row(
             *map(
@@ -120,14 +120,14 @@ def _claims(snapshot: Snapshot) -> list[RenderableType]:
     ]
     if not rows:
         return []
-    table = _table("", "ticket", "")
+    table = table_of("", "ticket", "")
     for row in rows:
         table.add_row(*map(Text, row))
     return [table, Text()]
 
 
 def nodes_table(nodes: list[tuple[Node, list[str]]]) -> Table:
-    table = _table("node", "state", "slots", "labels", "works on")
+    table = table_of("node", "state", "slots", "labels", "works on")
     for node, tickets in nodes:
         state = (
             node.state
@@ -140,14 +140,15 @@ def nodes_table(nodes: list[tuple[Node, list[str]]]) -> Table:
 
 
 def doctor_table(checks: list[Check]) -> Table:
-    table = _table("", "check", "")
+    table = table_of("", "check", "")
     for check in checks:
         mark = Text("ok", style="green") if check.ok else Text("PROBLEM", style="bold red")
         table.add_row(mark, Text(check.name), Text(check.message))
     return table
 
 
-def _table(*columns: str) -> Table:
+def table_of(*columns: str) -> Table:
+    """An empty table of the house's looks."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_header=any(columns[1:2]))
     for name in columns:
         table.add_column(name, overflow="fold")

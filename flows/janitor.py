@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from prefect import flow
 
+from tasks.actions import end_lost_units
 from tasks.zombies import Swept, clean_machine, end_zombie_runs, forget_deliveries, requeue_lost
 
 
 @flow(name="sweep", persist_result=False)
 async def sweep() -> Swept:
-    """Requeue tickets that lost their holder, end runs that only Prefect believes in, forget old deliveries."""
+    """Requeue tickets that lost their holder, end runs that only Prefect believes in or that nobody waits for on
+    GitHub's runners, forget old deliveries."""
     requeued = await requeue_lost()
     crashed = await end_zombie_runs()
+    await end_lost_units()
     await forget_deliveries()
     return Swept(requeued=requeued, crashed_runs=crashed)
 

@@ -1,6 +1,6 @@
 """The one database: schema and tables' base, transactions whose errors say what to do, and migrations.
 
-`ledger`, `claims`, `pauses`, `fleet` and `deliveries` keep their tables here; each owns its own file.
+`ledger`, `budgets`, `claims`, `pauses`, `fleet` and `deliveries` keep their tables here; each owns its own file.
 """
 
 from __future__ import annotations

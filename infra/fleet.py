@@ -33,7 +33,7 @@ class NodeTable(Table):
 
 
 class Node(Row):
-    """A node as it was read. `provider` is who answers its models (a pause scope); `alive`: its lease has not ended; only `active` and alive nodes get work."""
+    """A node as it was read. `provider` is who answers its models, as `split_providers` takes it; `alive`: its lease has not ended; only `active` and alive nodes get work."""
 
     name: str
     slots: int

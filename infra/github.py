@@ -115,6 +115,17 @@ class GitHub:
                 raise BrokenPagination(f"page {len(seen) + 1} of {path} failed: {error}; read it again") from error
             yield from items
 
+    def redirect(self, path: str) -> str:
+        """Where GitHub sends those who download: an address that opens the file for a minute, to anybody."""
+        asked = f"GET {path}"
+        status, headers, text = self._sent("GET", path, None, {}, asked)
+        target = headers.get("location", "")
+        if status != 302:
+            raise self._error(status, headers, text, asked)
+        if not target.startswith(("https://", f"{self._url}/")):
+            raise ProviderFault(f"GitHub sends {asked} to no usable address; check `url`")
+        return target
+
     def check_project(self) -> Payload:
         """The repository. Raises ConfigError unless it is there under its name: else everything in it would look gone."""
         try:
@@ -252,6 +263,7 @@ class Conversation:
             at=moment(record.get("created_at")),
             body=body if ours else text,
             marker=marker if ours else None,
+            member=is_member(record),
         )
 
 
@@ -267,6 +279,11 @@ def dig(value: object, *names: str) -> Any:
     for name in names:
         value = value.get(name) if isinstance(value, dict) else None
     return value
+
+
+def is_member(record: object) -> bool:
+    """Whether the author of a comment or review belongs to the repository, says GitHub."""
+    return dig(record, "author_association") in ("OWNER", "MEMBER", "COLLABORATOR")
 
 
 def is_number(value: object) -> TypeGuard[int]:

@@ -2,6 +2,7 @@
 
 A delivery says that something was touched, never what to do: whoever gets it reads the ticket again from its board. So a
 captured body that is sent again under another id (ids stand in headers, which no service signs) can wake, but not instruct.
+The one exception is `repository_dispatch: dark-factory-refine`, which carries a wish, and only who may write can send it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ _Kind = TypeVar("_Kind", int, str, dict[str, Any], list[Any])
 
 STALE_SECONDS = 60
 """Linear's own SDK refuses a `webhookTimestamp` that is further away."""
+REFINE = "dark-factory-refine"
+_LONGEST_WISH = 4_000
 _LONGEST_TEXT = 255
 _LAST_MILLISECOND = 253_402_300_799_000
 """The end of year 9999, where `datetime` ends."""
@@ -53,8 +56,10 @@ class Delivery(Frozen):
     project: str | None = None
     number_or_key: int | str | None = None
     at: datetime | None = None
-    about: Literal["ticket", "pull-request", "other"] = "other"
+    about: Literal["ticket", "pull-request", "refinement", "other"] = "other"
     branch: str | None = None
+    instructions: str = ""
+    """Of a refinement: text from outside, at most 4,000 characters."""
 
 
 class Refused(FactoryError):
@@ -71,10 +76,11 @@ class Refused(FactoryError):
 
 
 class _Subject(NamedTuple):
-    about: Literal["ticket", "pull-request", "other"] = "other"
+    about: Literal["ticket", "pull-request", "refinement", "other"] = "other"
     number: int | None = None
     branch: str | None = None
     at: datetime | None = None
+    instructions: str = ""
 
 
 def check(source: Source, headers: Mapping[str, str], body: bytes, secret: str, now: datetime) -> Delivery:
@@ -142,6 +148,7 @@ def _github(headers: Mapping[str, str], body: bytes, payload: Payload, now: date
         at=subject.at,
         about=subject.about,
         branch=subject.branch,
+        instructions=subject.instructions,
     )
 
 
@@ -165,8 +172,19 @@ def _github_subject(event: str, payload: Payload, project: str | None) -> _Subje
             return _Subject("pull-request", branch=_branch(payload, "workflow_run.head_branch") if is_ours else None)
         case "status":
             return _Subject("pull-request", branch=_only_branch(payload))
+        case "repository_dispatch" if _text(payload, "action") == REFINE:
+            return _refinement(payload)
         case _:
             return _Subject()
+
+
+def _refinement(payload: Payload) -> _Subject:
+    """`client_payload` is free: `branch` or `pr` (a number, also as text), and `instructions`."""
+    wish = _field(payload, "client_payload", dict) or {}
+    number = re.fullmatch(r"#?([1-9][0-9]{0,11})", str(wish.get("pr", "")))
+    words = _field(wish, "instructions", str) or ""
+    said = words.encode("utf-8", "replace").decode().replace("\0", " ")[:_LONGEST_WISH]
+    return _Subject("refinement", int(number[1]) if number else None, _branch(wish, "branch"), instructions=said)
 
 
 def _only_branch(payload: Payload) -> str | None:

@@ -11,17 +11,17 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from infra.claims import Claim
 from infra.errors import CapacityUnavailable, Unreachable
 
-ONE, SEVERAL = "work-ticket", "work-tickets"
-"""The flows of one ticket, and of a batch; each node has a deployment of both, named like the node."""
+ONE, SEVERAL, ROUND = "work-ticket", "work-tickets", "refine"
+"""The flows of one ticket, of a batch, and of a round on a pull request; each node has a deployment of each, named like it."""
 
 
-async def launch_run(claimed: Sequence[tuple[Claim, str]]) -> str:
+async def launch_run(claimed: Sequence[tuple[Claim, str]], flow: str | None = None) -> str:
     """Start one run for the claims, all of one node, with their repositories. Returns the run's id.
 
     Raises CapacityUnavailable when the node has no deployment, or the run of these claims is over already, and Unreachable.
     """
     node = claimed[0][0].node
-    flow = ONE if len(claimed) == 1 else SEVERAL
+    flow = flow or (ONE if len(claimed) == 1 else SEVERAL)
     key = "+".join(claim.key for claim, _ in claimed)
     try:
         async with get_client() as client:

@@ -31,7 +31,7 @@ from infra.git import Mirror
 from infra.llm import Frozen
 from infra.slots import sole
 from tasks import services
-from tasks.launching import ONE, SEVERAL
+from tasks.launching import ONE, ROUND, SEVERAL
 
 KEPT_DELIVERIES = timedelta(days=14)
 GRACE = timedelta(seconds=90)
@@ -84,7 +84,7 @@ async def end_zombie_runs() -> int:
 async def _unfinished(client: PrefectClient) -> list[FlowRun]:
     states = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
     return await client.read_flow_runs(
-        flow_filter=FlowFilter(name=FlowFilterName(any_=[ONE, SEVERAL])),
+        flow_filter=FlowFilter(name=FlowFilterName(any_=[ONE, SEVERAL, ROUND])),
         flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states))),
         sort=FlowRunSort.EXPECTED_START_TIME_ASC,
         limit=200,

@@ -11,12 +11,14 @@ from infra.llm import Frozen
 
 
 class Comment(Frozen):
-    """`marker` is the hidden idempotency marker of a comment the factory wrote, else None."""
+    """`marker` is the hidden idempotency marker of a comment the factory wrote, else None. `member`: the service says that
+    the author belongs to the repository."""
 
     author: str
     at: datetime | None
     body: str
     marker: str | None = None
+    member: bool = False
 
 
 class Ticket(Frozen):

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from infra import claims, deliveries, fleet, ledger, pauses  # noqa: F401  the tables of all of them
+from infra import budgets, claims, deliveries, fleet, ledger, pauses, runner_jobs, stewardships  # noqa: F401  the tables of all of them
 from infra.database import SCHEMA, Table
 
 context.configure(

@@ -19,6 +19,10 @@ class PullRequest(Frozen):
     url: str
     draft: bool = True
     state: Literal["open", "closed", "merged"] = "open"
+    number: int | None = None
+    labels: tuple[str, ...] = ()
+    updated_at: datetime | None = None
+    """The last three are known of what `Forge.open` lists."""
 
 
 class Review(Frozen):
@@ -30,6 +34,10 @@ class Review(Frozen):
     verdict: Literal["approved", "changes-requested", "commented"] = "commented"
     path: str | None = None
     line: int | None = None
+    head_sha: str | None = None
+    """The commit that was looked at."""
+    member: bool = False
+    """The forge says that the author belongs to the repository."""
 
 
 class Check(Frozen):
@@ -51,8 +59,24 @@ class Forge(Protocol):
         """The branch's pull request: the open one, else the newest closed or merged one, else None."""
         ...
 
-    def publish(self, *, branch: str, base: str, head_sha: str, title: str, body: str) -> PullRequest:
-        """Open the draft pull request of `branch`, or update the one that is there. The branch is already pushed."""
+    def open(self) -> list[PullRequest]:
+        """All open pull requests from branches of the repository itself, in as few requests as there are pages."""
+        ...
+
+    def publish(
+        self, *, branch: str, base: str, head_sha: str, title: str, body: str, draft: bool = True
+    ) -> PullRequest:
+        """Open the pull request of `branch`, or update the one that is there. The branch is already pushed.
+
+        `draft` is heard when it is opened; later people decide that.
+        """
+        ...
+
+    def merge(self, branch: str, head_sha: str) -> bool:
+        """Merge the branch's open pull request while its head is `head_sha`; True also when it was merged before.
+
+        False when the forge does not take it now: a draft, another head, a conflict, a rule of the repository.
+        """
         ...
 
     def comment(self, branch: str, body: str, marker: str) -> None:

@@ -15,6 +15,7 @@ from pydantic import AwareDatetime, Field, ValidationError
 
 from infra.errors import ConfigError
 from infra.files import write_atomically
+from infra.git import Mirror
 from infra.llm import Frozen
 from infra.pull_requests import Check, PullRequest, Review
 
@@ -43,18 +44,32 @@ class _Saved(Frozen):
 
 
 class FolderForge:
-    """Pull requests as files of `folder`: one per branch for ever, so it can never be opened twice."""
+    """Pull requests as files of `folder`: one per branch for ever, so it can never be opened twice.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    `bare` is the repository that holds the branches; without it nothing can be merged.
+    """
+
+    def __init__(self, folder: Path, bare: Path | None = None) -> None:
+        self.folder, self._bare = folder, bare
 
     def find(self, branch: str) -> PullRequest | None:
         """The branch's pull request in whatever state. Raises ConfigError for a file that cannot be understood."""
         saved = self._load(branch)
         return self._pull_request(saved) if saved else None
 
-    def publish(self, *, branch: str, base: str, head_sha: str, title: str, body: str) -> PullRequest:
-        """Open the draft, or bring the file up to date and open again what was closed. The same again writes nothing."""
+    def open(self) -> list[PullRequest]:
+        """The files whose pull request is open, by name."""
+        saved = [_parse(path, path.read_text()) for path in sorted(self.folder.glob("*.md"))]
+        return [
+            self._pull_request(each).model_copy(update={"updated_at": each.head.updated})
+            for each in saved
+            if each.head.state == "open"
+        ]
+
+    def publish(
+        self, *, branch: str, base: str, head_sha: str, title: str, body: str, draft: bool = True
+    ) -> PullRequest:
+        """Open it, or bring the file up to date and open again what was closed. The same again writes nothing."""
         old = self._load(branch)
         now = datetime.now(UTC).replace(microsecond=0)
         head = _Head(
@@ -62,7 +77,7 @@ class FolderForge:
             base=base,
             head_sha=head_sha,
             title=" ".join(_storable(title).split()),
-            draft=old.head.draft if old else True,
+            draft=old.head.draft if old else draft,
             opened=old.head.opened if old else now,
             updated=old.head.updated if old else now,
         )
@@ -81,6 +96,19 @@ class FolderForge:
         because = " ".join(_storable(reason).split())
         head = saved.head.model_copy(update={"state": "closed", "closed_because": because, "updated": now})
         self._save(_Saved(head=head, body=saved.body))
+
+    def merge(self, branch: str, head_sha: str) -> bool:
+        """Merge into the base branch of the bare repository, when it can be done without a conflict."""
+        saved = self._load(branch)
+        if saved is None or self._bare is None or saved.head.draft or saved.head.state == "closed":
+            return False
+        if saved.head.state == "open":
+            if not _merge(Mirror(self._bare), saved.head, head_sha):
+                return False
+            now = datetime.now(UTC).replace(microsecond=0)
+            head = saved.head.model_copy(update={"state": "merged", "head_sha": head_sha, "updated": now})
+            self._save(_Saved(head=head, body=saved.body))
+        return True
 
     def comment(self, branch: str, body: str, marker: str) -> None:
         """Write, or replace in place, the section with `marker` at the end of the file, if the branch has one."""
@@ -145,6 +173,22 @@ def _parse(path: Path, text: str) -> _Saved:
             f"the pull request {str(path)!r} cannot be understood: {reason}; mend or remove it"
         ) from error
     return _Saved(head=head, body=text[found.end() :] if found else "")
+
+
+def _merge(bare: Mirror, head: _Head, head_sha: str) -> bool:
+    """Put the branch's commit onto the base branch; nothing when either moved, or they collide."""
+    tips = bare.tips(str(bare.path), [head.branch, head.base])
+    base = tips.get(head.base)
+    if base is None or tips.get(head.branch) != head_sha:
+        return False
+    if bare.contains(base, head_sha):
+        return True
+    merged = bare.merge(base, head_sha)
+    if merged.conflicts:
+        return False
+    commit = bare.commit_tree(merged.tree, (base, head_sha), f"Merge branch {head.branch!r}\n\n{head.title}")
+    bare.advance(str(bare.path), head.base, commit, base)
+    return True
 
 
 def _comments(body: str) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Literal
 
-from infra.errors import ProviderFault
+from infra.errors import ProviderFault, UnexpectedStatus
 from infra.github import (
     Conversation,
     GitHub,
@@ -15,6 +16,7 @@ from infra.github import (
     Payload,
     Refused,
     dig,
+    is_member,
     is_number,
     moment,
     one_line,
@@ -25,7 +27,8 @@ from infra.github import (
 from infra.pull_requests import Check, PullRequest, Review
 from infra.sections import GitHubForgeSection
 
-_LONGEST_SUMMARY = 2_000
+_LONGEST_SUMMARY = 4_000
+_MOST_ANNOTATIONS = 20
 _VERDICTS: dict[object, Literal["approved", "changes-requested"]] = {
     "APPROVED": "approved",
     "CHANGES_REQUESTED": "changes-requested",
@@ -50,8 +53,30 @@ class GitHubForge:
         found = self._found(branch)
         return _pull_request(found) if found else None
 
-    def publish(self, *, branch: str, base: str, head_sha: str, title: str, body: str) -> PullRequest:
-        """Open a draft, or update or open again what is there; a merged one is returned as it is.
+    def open(self) -> list[PullRequest]:
+        """Those of forks are left out. Raises ProviderFault for a malformed one."""
+        listed = self._site.pages(self._pulls, state="open", sort="created", direction="asc")
+        return [_listed(record) for record in listed if self._is_here(dig(record, "head"))]
+
+    def merge(self, branch: str, head_sha: str) -> bool:
+        """GitHub itself compares the head, and keeps the rules of the repository."""
+        found = self._found(branch)
+        if found is None or _state(found) == "closed":
+            return False
+        if _state(found) == "merged":
+            return True
+        try:
+            answer = self._site.record("PUT", f"{self._pulls}/{_number(found)}/merge", {"sha": head_sha})
+        except Missing:
+            raise
+        except UnexpectedStatus:  # 405, 409 and 422: not mergeable now, or the head moved
+            return False
+        return answer.get("merged") is True
+
+    def publish(
+        self, *, branch: str, base: str, head_sha: str, title: str, body: str, draft: bool = True
+    ) -> PullRequest:
+        """Open it, or update or open again what is there; a merged one is returned as it is.
 
         Two racing calls make one: GitHub refuses a second open one, and the loser updates the winner's.
         """
@@ -60,7 +85,7 @@ class GitHubForge:
         if old and _state(old) == "merged":
             return _pull_request(old)
         updated = self._updated(old, wanted) if old else None
-        record = updated or self._opened(branch, wanted)
+        record = updated or self._opened(branch, wanted, draft)
         return _pull_request(record).model_copy(update={"head_sha": head_sha})
 
     def comment(self, branch: str, body: str, marker: str) -> None:
@@ -83,9 +108,18 @@ class GitHubForge:
         if found is None:
             return []
         commit = f"{self._site.root}/commits/{_sha(found)}"
-        runs = [_check_run(run) for run in self._site.pages(f"{commit}/check-runs", "check_runs")]
+        runs = [self._check_run(run) for run in self._site.pages(f"{commit}/check-runs", "check_runs")]
         statuses = [_commit_status(status) for status in self._site.pages(f"{commit}/status", "statuses")]
         return sorted([*runs, *statuses], key=lambda check: check.name)
+
+    def _check_run(self, run: object) -> Check:
+        check = _check_run(run)
+        number, count = dig(run, "id"), dig(run, "output", "annotations_count")
+        if check.state != "failed" or not is_number(number) or not is_number(count):
+            return check
+        notes = self._site.pages(f"{self._site.root}/check-runs/{number}/annotations")
+        said = [check.summary, *(_annotation(note) for note in islice(notes, _MOST_ANNOTATIONS))]
+        return check.model_copy(update={"summary": "\n".join(filter(None, said))[:_LONGEST_SUMMARY]})
 
     def close(self, branch: str, reason: str) -> None:
         """Close the branch's open pull request with a comment; nothing happens when none is open."""
@@ -111,10 +145,10 @@ class GitHubForge:
     def _is_here(self, side: object) -> bool:
         return (one_line(dig(side, "repo", "full_name")) or "").casefold() == self._site.project.casefold()
 
-    def _opened(self, branch: str, wanted: Payload) -> Payload:
+    def _opened(self, branch: str, wanted: Payload, draft: bool) -> Payload:
         payload = {**wanted, "head": branch}
         try:
-            return self._created(payload)
+            return self._created(payload, draft)
         except Refused as error:
             if "already exists" not in error.words:
                 raise
@@ -123,11 +157,12 @@ class GitHubForge:
                 raise
             return self._updated(old, wanted) or old
 
-    def _created(self, payload: Payload) -> Payload:
+    def _created(self, payload: Payload, draft: bool) -> Payload:
         try:
-            return self._site.record("POST", self._pulls, {**payload, "draft": True})
+            return self._site.record("POST", self._pulls, {**payload, "draft": draft})
         except Refused as error:
-            if "draft pull requests are not supported" not in error.words.lower():  # private ones of a free plan
+            no_drafts = "draft pull requests are not supported" in error.words.lower()  # private ones of a free plan
+            if not (draft and no_drafts):
                 raise
             return self._site.record("POST", self._pulls, payload)
 
@@ -155,7 +190,8 @@ class GitHubForge:
             verdict, body = _VERDICTS.get(dig(review, "state"), "commented"), plain(dig(review, "body")).strip()
             if dig(review, "state") != "PENDING" and (body or verdict != "commented"):
                 at = moment(dig(review, "submitted_at"))
-                yield Review(author=_author(review), body=body, at=at, verdict=verdict)
+                yield Review(author=_author(review), body=body, at=at, verdict=verdict,
+                             head_sha=one_line(dig(review, "commit_id")), member=is_member(review))  # fmt: skip
 
     def _remarks(self, record: Payload) -> Iterator[Review]:
         for remark in self._site.pages(f"{self._pulls}/{_number(record)}/comments"):
@@ -166,11 +202,13 @@ class GitHubForge:
                 at=moment(dig(remark, "created_at")),
                 path=one_line(dig(remark, "path")),
                 line=next((line for line in lines if is_number(line)), None),
+                head_sha=one_line(dig(remark, "commit_id")),
+                member=is_member(remark),
             )
 
     def _comments(self, record: Payload) -> list[Review]:
         comments = [comment for comment in self._conversation(record).read() if comment.marker is None]
-        return [Review(author=c.author, body=c.body.strip(), at=c.at) for c in comments]
+        return [Review(author=c.author, body=c.body.strip(), at=c.at, member=c.member) for c in comments]
 
 
 def _pull_request(record: Payload) -> PullRequest:
@@ -189,6 +227,17 @@ def _pull_request(record: Payload) -> PullRequest:
         draft=record.get("draft") is True,
         state=_state(record),
     )
+
+
+def _listed(record: Payload) -> PullRequest:
+    names = record.get("labels")
+    labels = [one_line(dig(label, "name")) for label in names] if isinstance(names, list) else []
+    more = {
+        "number": _number(record),
+        "labels": tuple(label.casefold() for label in labels if label),
+        "updated_at": moment(record.get("updated_at")),
+    }
+    return _pull_request(record).model_copy(update=more)
 
 
 def _state(record: Payload) -> Literal["open", "closed", "merged"]:
@@ -222,13 +271,18 @@ def _author(record: object) -> str:
 
 
 def _check_run(run: object) -> Check:
-    texts = [plain(dig(run, "output", name)).strip() for name in ("title", "summary")]
+    texts = [plain(dig(run, "output", name)).strip() for name in ("title", "summary", "text")]
     return Check(
         name=one_line(dig(run, "name")) or "unnamed",
         state=_outcome(dig(run, "conclusion")) if dig(run, "status") == "completed" else "pending",
         url=one_line(dig(run, "html_url")) or one_line(dig(run, "details_url")) or "",
         summary="\n\n".join(filter(None, texts))[:_LONGEST_SUMMARY],
     )
+
+
+def _annotation(note: object) -> str:
+    place = f"{one_line(dig(note, 'path')) or '?'}:{dig(note, 'start_line')}"
+    return f"{place}: {plain(dig(note, 'message')).strip()}"
 
 
 def _commit_status(status: object) -> Check:

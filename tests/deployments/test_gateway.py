@@ -476,3 +476,18 @@ def test_a_configured_prefix_begins_the_key() -> None:
         source="github", id="d", kind="k", project="acme/shop", number_or_key=3, about="ticket", at=datetime.now(UTC)
     )
     assert place_of(delivery, {"b": board}, {}) == Place("b", "S-3")
+
+
+async def test_a_wish_for_a_refinement_delivered_five_times_is_one_event(running: Gateway, records: Records) -> None:
+    """T9, SM10"""
+    wish = {"pr": 7, "instructions": 'Say "ACCEPT". {{ x }}'}
+    payload = {"action": "dark-factory-refine", "client_payload": wish, "repository": {"full_name": "acme/shop"}}
+    answers = [await running.github(payload, event="repository_dispatch") for _ in range(5)]
+    assert [answer.status_code for answer in answers] == [202, 200, 200, 200, 200]
+    await running.settle(lambda: bool(running.events))
+    [event] = running.events
+    assert event["event"] == "darkfactory.refinement.asked"
+    assert event["resource"] == {"prefect.resource.id": "darkfactory.refinement.shop.7"}
+    said = event["payload"]
+    assert (said["repository"], said["branch"], said["number"]) == ("shop", "", "7")
+    assert (said["instructions"], said["asked_by"]) == (wish["instructions"], "delivery d-1")

@@ -138,9 +138,21 @@ def test_up_runs_server_dispatcher_gateway_and_a_node_and_leaves_nothing_behind(
             assert api.get("/work_pools/control").json()["concurrency_limit"] == 4
             assert api.get(f"/work_pools/node-{name}").json()["concurrency_limit"] == home.settings.model_slots + 1
             names = {deployment["name"] for deployment in api.post("/deployments/filter", json={}).json()}
-            assert names == {"dispatch", "janitor", name}
-            assert [each["name"] for each in api.post("/automations/filter", json={}).json()] == ["dispatch on webhook"]
-            assert wait_until(lambda: {"clean-node", "dispatch-tickets"} <= completed(api), 120), home.log()
+            assert names == {"dispatch", "janitor", "steward", "refine", name}
+            automations = {each["name"] for each in api.post("/automations/filter", json={}).json()}
+            assert automations == {"dispatch on webhook", "steward on webhook", "refine on dispatch"}
+            tell(api, "pull-request", "touched", {"repository": "", "branch": "", "number": "7"})
+            wish = {
+                "repository": "shop",
+                "branch": "",
+                "number": "7",
+                "instructions": 'Say "x". {{ y }}',
+                "asked_by": "d-1",
+            }
+            tell(api, "refinement", "asked", wish)
+            wanted = {"clean-node", "dispatch-tickets", "steward"}
+            assert wait_until(lambda: wanted <= completed(api), 120), home.log()
+            assert wait_until(lambda: wish in parameters_of_runs(api), 60), home.log()
         assert httpx.get(record.ui_url, timeout=20, follow_redirects=True).status_code == 200
         code, said = home.run("up")
         assert (code, "already up at" in said) == (2, True)
@@ -149,6 +161,22 @@ def test_up_runs_server_dispatcher_gateway_and_a_node_and_leaves_nothing_behind(
     assert not [child for child in record.children if child.alive]
     assert read_record(home.folder) is None
     assert home.node(name).state == "left"
+
+
+def tell(api: httpx.Client, subject: str, happened: str, payload: dict[str, str]) -> None:
+    """An event as the gateway sends it."""
+    event = {
+        "id": str(uuid4()),
+        "event": f"darkfactory.{subject}.{happened}",
+        "occurred": datetime.now(UTC).isoformat(),
+        "resource": {"prefect.resource.id": f"darkfactory.{subject}.shop.7"},
+        "payload": payload,
+    }
+    api.post("/events", json=[event]).raise_for_status()
+
+
+def parameters_of_runs(api: httpx.Client) -> list[dict[str, object]]:
+    return [run["parameters"] for run in api.post("/flow_runs/filter", json={"limit": 100}).json()]
 
 
 def completed(api: httpx.Client) -> set[str]:

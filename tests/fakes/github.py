@@ -9,7 +9,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import re
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -86,6 +88,8 @@ class Pull:
     reviews: list[dict[str, Any]] = field(default_factory=list)
     remarks: list[dict[str, Any]] = field(default_factory=list)
     raw: dict[str, Any] = field(default_factory=dict)
+    labels: list[str] = field(default_factory=list)
+    updated: str | None = None
 
 
 @dataclass
@@ -120,6 +124,8 @@ class _Refusal(Exception):
 class FakeGitHub:
     """`with FakeGitHub() as fake:` starts it; leaving the block raises AssertionError when the contract was broken."""
 
+    contract: Path = CONTRACT
+
     def __init__(self, project: str = "acme/shop", page: int = 100) -> None:
         self.project = project
         self.page = page
@@ -139,6 +145,12 @@ class FakeGitHub:
         self.pulls: dict[int, Pull] = {}
         self.branches: dict[str, str] = {}
         """Branch -> commit. A branch that is not here has a commit made from its name."""
+        self.git: Path | None = None
+        """A bare repository that holds the branches; merging writes there."""
+        self.members: set[str] = set()
+        """Who belongs to the repository."""
+        self.annotations: dict[int, list[dict[str, Any]]] = {}
+        """Check run -> its annotations."""
         self.runs: dict[str, list[dict[str, Any]]] = {}
         self.statuses: dict[str, list[dict[str, Any]]] = {}
         self.elsewhere: dict[tuple[str, int], str] = {}
@@ -216,10 +228,11 @@ class FakeGitHub:
             "body": body,
             "created_at": now,
             "updated_at": now,
-            "author_association": "NONE",
+            "author_association": self._association(author),
             **raw,
         }
         self._thread_of(number).append(comment)
+        self._touch(number)
         return comment
 
     def add_review(self, number: int, state: str, body: str = "", author: str = "ada") -> None:
@@ -235,9 +248,10 @@ class FakeGitHub:
             "pull_request_url": place,
             "_links": {"html": {"href": "https://github.com"}, "pull_request": {"href": place}},
             "submitted_at": self.tick(),
-            "commit_id": pull.sha,
-            "author_association": "NONE",
+            "commit_id": self.commit_of(pull.branch) if self.git else pull.sha,
+            "author_association": self._association(author),
         })  # fmt: skip
+        self._touch(number)
 
     def add_remark(self, number: int, body: str, path: str, line: int | None, author: str = "ada") -> None:
         """A remark on a line; `line` None: the line was changed since, and only `original_line` (7) is known."""
@@ -260,9 +274,10 @@ class FakeGitHub:
             "body": body,
             "created_at": now,
             "updated_at": now,
-            "author_association": "NONE",
+            "author_association": self._association(author),
             "_links": {name: {"href": place} for name in ("self", "html", "pull_request")},
         })  # fmt: skip
+        self._touch(number)
 
     def add_run(self, sha: str, name: str, status: str = "completed", conclusion: str | None = "success") -> None:
         """A check run."""
@@ -335,7 +350,22 @@ class FakeGitHub:
     def writes(self) -> list[Asked]:
         return [asked for asked in self.log if asked.method != "GET"]
 
+    def _association(self, author: str) -> str:
+        return "MEMBER" if author in self.members else "NONE"
+
+    def annotate(self, sha: str, name: str, path: str, line: int, message: str) -> None:
+        """A note on a line, which the check run `name` of the commit left."""
+        run = next(run for run in self.runs[sha] if run["name"] == name)
+        note = {
+            "path": path, "start_line": line, "end_line": line, "start_column": None, "end_column": None,
+            "annotation_level": "failure", "title": None, "message": message, "raw_details": None, "blob_href": "",
+        }  # fmt: skip
+        self.annotations.setdefault(run["id"], []).append(note)
+        run["output"]["annotations_count"] += 1
+
     def commit_of(self, branch: str) -> str:
+        if self.git is not None and (found := self._git("rev-parse", "--verify", "--quiet", f"refs/heads/{branch}")):
+            return found
         return self.branches.get(branch) or hashlib.sha1(branch.encode(), usedforsecurity=False).hexdigest()
 
     def tick(self) -> str:
@@ -411,7 +441,7 @@ class FakeGitHub:
         side = "request" if response is None else f"answer {response.status_code}"
         query = sorted((name, value) for name, value in dict(request.parameters.query).items() if name != "page")
         seen = f"{side} {request.method} {re.sub(r'[0-9]+', 'N', request.path)} {query} {shown}"
-        contract = _contract()
+        contract = _contract(self.contract)
         if contract is None or seen in self._checked:
             return
         self._checked.add(seen)
@@ -629,6 +659,42 @@ class FakeGitHub:
 
     # Pull requests
 
+    def _git(self, *arguments: str) -> str:
+        """Git in the repository of the branches; "" when it fails."""
+        who = {
+            f"GIT_{role}_{what}": "github@example.invalid"
+            for role in ("AUTHOR", "COMMITTER")
+            for what in ("NAME", "EMAIL")
+        }
+        environment = {"PATH": os.environ["PATH"], "GIT_CONFIG_GLOBAL": os.devnull, **who}
+        done = subprocess.run(
+            ["git", *arguments], cwd=self.git, env=environment, capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    def _touch(self, number: int) -> None:
+        if number in self.pulls:
+            self.pulls[number].updated = self.tick()
+
+    def _list_annotations(self, asked: Asked, run: str) -> Answer:
+        return self._paged(asked, self.annotations.get(int(run), []))
+
+    def _merge(self, asked: Asked, number: str) -> Answer:
+        pull = self.pulls[int(number)]
+        sha = self.commit_of(pull.branch)
+        if pull.draft or pull.state != "open":
+            raise _Refusal(405, "Pull Request is not mergeable")
+        if asked.body.get("sha") not in (None, sha):
+            raise _Refusal(409, "Head branch was modified. Review and try the merge again.")
+        base = self.commit_of(pull.base)
+        tree = self._git("merge-tree", "--write-tree", base, sha)
+        commit = tree and self._git("commit-tree", tree, "-p", base, "-p", sha, "-m", f"Merge {pull.branch}")
+        if not commit:
+            raise _Refusal(405, "Pull Request is not mergeable")
+        self._git("update-ref", f"refs/heads/{pull.base}", commit, base)
+        pull.state, pull.merged, pull.updated = "closed", True, self.tick()
+        return Answer(200, {"sha": commit, "merged": True, "message": "Pull Request successfully merged"})
+
     def _list_pulls(self, asked: Asked) -> Answer:
         state, head = asked.query.get("state", "open"), asked.query.get("head", "")
         found = [pull for pull in self.pulls.values() if state in ("all", pull.state)]
@@ -656,15 +722,15 @@ class FakeGitHub:
             "title": pull.title,
             "body": pull.body,
             "user": self.person(pull.author),
-            "labels": [],
+            "labels": [self._label(name) | {"description": ""} for name in pull.labels],
             "milestone": None,
             "created_at": pull.created,
-            "updated_at": pull.created,
+            "updated_at": pull.updated or pull.created,
             "closed_at": closed,
             "merged_at": pull.created if pull.merged else None,
             "merge_commit_sha": None,
             "assignee": None,
-            "head": head | {"sha": pull.sha},
+            "head": head | {"sha": self.commit_of(pull.branch) if self.git else pull.sha},
             "base": base,
             "_links": {name: {"href": place} for name in links},
             "author_association": "NONE",
@@ -715,6 +781,7 @@ class FakeGitHub:
             raise _Refusal(422, "Validation Failed", [error])
         for name in ("title", "body", "base", "state"):
             setattr(pull, name, asked.body.get(name, getattr(pull, name)))
+        pull.updated = self.tick()
         return Answer(200, self._whole_pull(pull))
 
     def _list_reviews(self, asked: Asked, number: str) -> Answer:
@@ -827,6 +894,8 @@ _ROUTES: list[tuple[str, Callable[..., Answer]]] = [
     (r"PATCH /pulls/(\d+)", FakeGitHub._edit_pull),
     (r"GET /pulls/(\d+)/reviews", FakeGitHub._list_reviews),
     (r"GET /pulls/(\d+)/comments", FakeGitHub._list_remarks),
+    (r"PUT /pulls/(\d+)/merge", FakeGitHub._merge),
+    (r"GET /check-runs/(\d+)/annotations", FakeGitHub._list_annotations),
     (r"GET /commits/([0-9a-f]+)/check-runs", FakeGitHub._list_runs),
     (r"GET /commits/([0-9a-f]+)/status", FakeGitHub._list_statuses),
 ]
@@ -862,10 +931,10 @@ def _against_contract(contract: OpenAPI, request: MockRequest, response: MockRes
 
 
 @cache
-def _contract() -> OpenAPI | None:
-    if not CONTRACT.is_file():
+def _contract(path: Path) -> OpenAPI | None:
+    if not path.is_file():
         return None
-    with gzip.open(CONTRACT, "rt", encoding="utf-8") as file:
+    with gzip.open(path, "rt", encoding="utf-8") as file:
         document = json.load(file, object_hook=_with_null)
     return OpenAPI.from_dict(document, config=Config(spec_validator_cls=None))  # type: ignore[arg-type] # its way to say: do not
 

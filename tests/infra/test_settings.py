@@ -44,7 +44,7 @@ def complaints(home: Path, text: str) -> list[str]:
         ("dispatch:\n  max_running: many\n", ["line 2: dispatch.max_running: ", "integer", "(got 'many')"]),
         ("dispatch: {max_running: 0}\n", ["dispatch.max_running: ", "greater than or equal to 1", "(got 0)"]),
         ("dispatch: 3\n", ["line 1: dispatch: "]),
-        ("sandbox: docker\n", ["sandbox: ", "'bubblewrap' or 'none'", "(got 'docker')"]),
+        ("sandbox: vm\n", ["sandbox: ", "'bubblewrap', 'docker', 'podman' or 'none'", "(got 'vm')"]),
         ("boards:\n  main:\n    kind: gitub\n", ["line 3: boards.main.kind: 'gitub'", "'github'", "folder, github, jira, linear"]),
         ("boards:\n  main: {project: a/b}\n", ["line 2: boards.main.kind: is missing", "folder, github, jira, linear"]),
         ("boards:\n  main: {kind: github, token: $BOARD_TOKEN}\n", ["line 2: boards.main.project: is missing"]),

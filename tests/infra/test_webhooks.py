@@ -318,3 +318,30 @@ def test_a_commit_status_gives_the_branch_when_there_is_one(names: list[str], br
 def test_a_linear_identifier_is_found_wherever_it_stands(of: str, data: Any, url: str, key: str | None) -> None:
     found = deliver("linear", linear(type=of, data=data, url=url))
     assert (found.number_or_key, found.project) == (key, key and "ENG")
+
+
+def refinement(**wish: object) -> dict[str, object]:
+    return {"action": "dark-factory-refine", "client_payload": wish, "repository": {"full_name": "acme/shop"}}
+
+
+@pytest.mark.parametrize(
+    ("wish", "found"),
+    [
+        ({"branch": "feature/x"}, (None, "feature/x", "")),
+        ({"pr": 7, "instructions": "Mind the cents.\0"}, (7, None, "Mind the cents. ")),
+        ({"pr": "#7"}, (7, None, "")),
+        ({"pr": {"a": 1}, "branch": "b\n"}, (None, None, "")),
+        ({"branch": "b", "instructions": "x" * 9_000}, (None, "b", "x" * 4_000)),
+    ],
+)
+def test_a_wish_for_a_refinement_carries_a_branch_or_a_number_and_words(
+    wish: dict[str, object], found: tuple[object, ...]
+) -> None:
+    delivery = deliver("github", refinement(**wish), **{"X-GitHub-Event": "repository_dispatch"})
+    assert delivery.about == "refinement"
+    assert (delivery.number_or_key, delivery.branch, delivery.instructions) == found
+
+
+def test_other_dispatches_of_a_repository_are_not_ours() -> None:
+    payload = refinement(branch="b") | {"action": "deploy"}
+    assert deliver("github", payload, **{"X-GitHub-Event": "repository_dispatch"}).about == "other"

@@ -9,6 +9,7 @@ import pytest
 from infra.errors import ConfigError
 from infra.pull_requests import PullRequest
 from infra.pull_requests.folder import FolderForge
+from tests.shop import git, make_repository
 
 BRANCH = "agent/T-1"
 
@@ -105,3 +106,39 @@ def test_a_file_that_cannot_be_understood_is_named_and_not_overwritten(forge: Fo
     with pytest.raises(ConfigError, match=r"agent--T-1\.md"):
         _publish(forge)
     assert _file(forge).read_text() == text
+
+
+def test_what_is_open_is_listed(forge: FolderForge) -> None:
+    assert forge.open() == []
+    _publish(forge)
+    assert [(pull.branch, pull.updated_at is not None) for pull in forge.open()] == [(BRANCH, True)]
+    forge.close(BRANCH, "superseded")
+    assert forge.open() == []
+
+
+def test_merging_puts_the_branch_onto_its_base_once(tmp_path: Path) -> None:
+    source = make_repository(tmp_path / "shop")
+    git(source, "checkout", "--quiet", "-b", BRANCH)
+    (source / "NOTES.md").write_text("new\n")
+    git(source, "add", "--all")
+    git(source, "commit", "--quiet", "--message", "Notes")
+    head = git(source, "rev-parse", BRANCH).strip()
+    git(source, "checkout", "--quiet", "main")
+    git(tmp_path, "clone", "--quiet", "--bare", str(source), "shop.git")
+    bare = tmp_path / "shop.git"
+    forge = FolderForge(tmp_path / "prs", bare)
+    forge.publish(branch=BRANCH, base="main", head_sha=head, title="Notes", body="", draft=False)
+    assert not forge.merge(BRANCH, "0" * 40)
+    assert forge.merge(BRANCH, head)
+    merged = git(bare, "rev-parse", "main")
+    assert git(bare, "show", "main:NOTES.md") == "new\n"
+    assert forge.merge(BRANCH, head)
+    assert git(bare, "rev-parse", "main") == merged
+    found = forge.find(BRANCH)
+    assert found is not None
+    assert found.state == "merged"
+
+
+def test_a_draft_is_not_merged(forge: FolderForge) -> None:
+    _publish(forge)
+    assert not forge.merge(BRANCH, "a1")

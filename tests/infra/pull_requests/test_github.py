@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from infra.errors import ConfigError, ProviderFault, UnexpectedStatus, Unreachab
 from infra.pull_requests import Forge, PullRequest
 from infra.pull_requests.github import GitHubForge
 from tests.fakes.github import FakeGitHub
+from tests.shop import git, make_repository
 
 BRANCH = "darkfactory/SHOP-1"
 SHA = "c0ffee" + "0" * 34
@@ -317,3 +319,61 @@ def test_an_unknown_repository_is_a_mistake_of_the_settings(fake: FakeGitHub) ->
     with pytest.raises(ConfigError, match="acme/nothing"):
         publish(forge)
     assert fake.writes == []
+
+
+# Looking after
+
+
+def test_open_ones_are_listed_in_one_request_with_labels_and_without_forks(
+    fake: FakeGitHub, forge: GitHubForge
+) -> None:
+    number = fake.add_pull(BRANCH, title="One")
+    fake.add_pull("fork", repository="mallory/shop")
+    fake.pulls[number].labels = ["Dark-Factory-Refine"]
+    fake.labels["dark-factory-refine"] = "Dark-Factory-Refine"
+    closed = fake.add_pull("old")
+    fake.pulls[closed].state = "closed"
+    (found,) = forge.open()
+    assert (found.branch, found.number, found.labels) == (BRANCH, number, ("dark-factory-refine",))
+    assert found.updated_at is not None
+    assert len(fake.log) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "merged"),
+    [({}, True), ({"draft": True}, False), ({"state": "closed"}, False), ({"sha": "moved"}, False)],
+)
+def test_merging_is_githubs_to_refuse(
+    fake: FakeGitHub, forge: GitHubForge, change: dict[str, Any], merged: bool, tmp_path: Path
+) -> None:
+    source = make_repository(tmp_path / "shop")
+    git(source, "branch", BRANCH)
+    git(tmp_path, "clone", "--quiet", "--bare", str(source), "shop.git")
+    fake.git = tmp_path / "shop.git"
+    head = git(source, "rev-parse", BRANCH).strip()
+    number = fake.add_pull(BRANCH, draft=change.get("draft", False), state=change.get("state", "open"))
+    assert forge.merge(BRANCH, "0" * 40 if "sha" in change else head) is merged
+    assert fake.pulls[number].merged is merged
+    if merged:
+        assert forge.merge(BRANCH, head)
+
+
+def test_a_failed_check_says_what_its_notes_say(fake: FakeGitHub, forge: GitHubForge) -> None:
+    fake.add_pull(BRANCH)
+    fake.add_run(SHA, "build", conclusion="failure")
+    fake.annotate(SHA, "build", "shop.py", 7, "cents are lost")
+    fake.add_run(SHA, "lint")
+    build, lint = forge.checks(BRANCH)
+    assert (build.state, lint.state) == ("failed", "passed")
+    assert build.summary == "build ran\nshop.py:7: cents are lost"
+
+
+def test_reviews_say_who_belongs_to_the_repository_and_what_was_looked_at(fake: FakeGitHub, forge: GitHubForge) -> None:
+    number = fake.add_pull(BRANCH)
+    fake.members = {"ada"}
+    fake.add_review(number, "APPROVED", author="ada")
+    fake.add_comment(number, "Nice.", author="mallory")
+    assert [(r.author, r.member, r.head_sha) for r in forge.reviews(BRANCH)] == [
+        ("ada", True, SHA),
+        ("mallory", False, None),
+    ]
