@@ -29,6 +29,14 @@ def _leaks_show_where_they_were_made() -> Iterator[None]:
     gc.collect()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_memory() -> Iterator[None]:
+    """Tests of other things start no process that holds an index; those of memory turn it on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DARKFACTORY_MEMORY", '{"enabled": false}')
+        yield
+
+
 @pytest.fixture(scope="session")
 def postgres_home() -> Iterator[Path]:
     """Home folder of a running server that is stopped at the end. Not below pytest's own folder: as root the server's

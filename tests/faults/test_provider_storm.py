@@ -36,7 +36,16 @@ from infra.errors import (
     Unreachable,
 )
 from infra.llm import Message, ModelRequest
-from infra.llm.router import LIMIT_SECONDS, PASSING_SECONDS, PERSON_SECONDS, Purpose, Router, open_router
+from infra.llm.anthropic_api import CACHE_WRITE_PRICE
+from infra.llm.router import (
+    LIMIT_SECONDS,
+    PASSING_SECONDS,
+    PERSON_SECONDS,
+    Purpose,
+    Router,
+    estimated_tokens,
+    open_router,
+)
 from infra.llm.scripted import Answer, Fault, ScriptedModel, on
 from infra.pauses import Pauses
 from infra.sections import BudgetsSection
@@ -54,7 +63,10 @@ PRICE = (1000.0, 1000.0, 5000.0)
 
 
 class Row(NamedTuple):
-    """A way to fail: what it means, and how long the provider (or, `alone`, this model of it) rests then."""
+    """A way to fail: what it means, and how long the provider (or, `alone`, this model of it) rests then.
+
+    `unanswered`: the request had arrived and nothing was said, so it may be billed.
+    """
 
     name: str
     fault: Fault
@@ -62,6 +74,7 @@ class Row(NamedTuple):
     rests: float | None
     vendors: tuple[Vendor, ...] = VENDORS
     alone: bool = False
+    unanswered: bool = False
 
 
 def status(number: int, body: dict[str, Any] | str | None = None, **headers: str) -> Fault:
@@ -118,10 +131,10 @@ def rows() -> Iterator[Row]:
     yield Row("503", status(503), CapacityUnavailable, PASSING)
     yield Row("500", status(500), Unreachable, PASSING)
     yield Row("502 of a proxy", status(502, "<html>bad gateway</html>"), Unreachable, PASSING)
-    yield Row("a torn connection", Fault(kind="reset"), Unreachable, PASSING)
-    yield Row("silence", Fault(kind="silent", seconds=5), Unreachable, PASSING)
-    yield Row("a slow drip", Fault(kind="drip", seconds=5), Unreachable, PASSING)
-    yield Row("a stream cut before its first word", stream(""), Unreachable, PASSING)
+    yield Row("a torn connection", Fault(kind="reset"), Unreachable, PASSING, unanswered=True)
+    yield Row("silence", Fault(kind="silent", seconds=5), Unreachable, PASSING, unanswered=True)
+    yield Row("a slow drip", Fault(kind="drip", seconds=5), Unreachable, PASSING, unanswered=True)
+    yield Row("a stream cut before its first word", stream(""), Unreachable, PASSING, unanswered=True)
     yield Row("overloaded after 200", event(type="overloaded_error"), CapacityUnavailable, PASSING)
     yield Row("api_error after 200", event(type="api_error"), Unreachable, PASSING)
     yield Row("a limit after 200", event(type="rate_limit_error"), RateLimited, LIMIT)
@@ -137,7 +150,6 @@ def rows() -> Iterator[Row]:
     yield Row("a bad request", status(400, said("bad field", type="invalid_request_error")), ConfigError, None)
 
 
-STORM = tuple(rows())
 FOR_A_PERSON = (AuthFailed, QuotaExhausted, UnknownModel, ConfigError)
 
 
@@ -193,7 +205,7 @@ def ground(database_url: str, tmp_path: Path) -> Iterator[Ground]:
 async def test_every_failure_is_read_right_and_the_next_model_answers(ground: Ground, vendor: Vendor) -> None:
     """RB8"""
     spent = 0.0
-    for row in (row for row in STORM if vendor in row.vendors):
+    for row in (row for row in rows() if vendor in row.vendors):
         with ScriptedModel([on("", row.fault)]) as bad, ScriptedModel([on("", "well")]) as good:
             name = f"bad {row.name}"
             first = section(bad, vendor, context_tokens=1000)
@@ -208,13 +220,18 @@ async def test_every_failure_is_read_right_and_the_next_model_answers(ground: Gr
             assert bad.calls == (1 if row.rests else 2), f"{row.name}: what rests is not asked"
             used, reserved = ground.spent()
             assert used > spent, row.name
-            assert used - spent == pytest.approx(2 * _price_of_the_answer()), f"{row.name}: a refusal costs nothing"
+            costs = 2 * _price_of_the_answer() + row.unanswered * _dearest_call()
+            assert used - spent == pytest.approx(costs), f"{row.name}: a refusal costs nothing, silence may"
             assert reserved == 0, row.name
             spent = used
 
 
 def _price_of_the_answer() -> float:
     return (len("user: fix the bug") // 4 * PRICE[0] + 1 * PRICE[2]) / 1e6
+
+
+def _dearest_call() -> float:
+    return (estimated_tokens(REQUEST) * CACHE_WRITE_PRICE * PRICE[0] + REQUEST.max_tokens * PRICE[2]) / 1e6
 
 
 def _check_pause(ground: Ground, row: Row, provider: str, model: str, began: float) -> None:
@@ -229,7 +246,7 @@ def _check_pause(ground: Ground, row: Row, provider: str, model: str, began: flo
 @pytest.mark.parametrize("vendor", VENDORS)
 async def test_without_another_model_each_failure_burns_no_attempt(ground: Ground, vendor: Vendor) -> None:
     """RB8: only a prompt that fits no model is the ticket's. Nothing is left reserved."""
-    for row in (row for row in STORM if vendor in row.vendors):
+    for row in (row for row in rows() if vendor in row.vendors):
         with ScriptedModel([on("", row.fault)]) as bad:
             router = ground.router({"only": section(bad, vendor)})
             with pytest.raises(FactoryError) as raised:
@@ -238,7 +255,8 @@ async def test_without_another_model_each_failure_burns_no_attempt(ground: Groun
             fault = classify(Ending(seconds=30, error=raised.value, text=str(raised.value)), datetime.now(UTC))
             assert fault.burns is (row.means is LimitReached), row.name
             assert bad.calls == 1, f"{row.name}: no client retries by itself"
-    assert ground.spent() == (0, 0)
+    unanswered = sum(row.unanswered for row in rows() if vendor in row.vendors)
+    assert ground.spent() == (pytest.approx(unanswered * _dearest_call()), 0)
 
 
 @pytest.mark.parametrize("vendor", VENDORS)
@@ -263,7 +281,7 @@ async def test_a_storm_of_all_failures_over_two_models_is_answered_by_the_third_
 ) -> None:
     now = datetime.now(UTC)
     ground.pauses = Pauses(ground.database, lambda: now)
-    faults = [row.fault for row in STORM if "openai" in row.vendors and row.name not in ("silence", "a slow drip")]
+    faults = [row.fault for row in rows() if "openai" in row.vendors and not row.unanswered]
     with ExitStack() as stack:
         first, second, third = (
             stack.enter_context(ScriptedModel([on("", *answers)]))

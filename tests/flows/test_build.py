@@ -259,11 +259,18 @@ def uses(folder: Path) -> str:
     return done.stdout
 
 
+def slowly(rule: Rule) -> Rule:
+    """With coders that think a while, so that the machine's load does not make them take turns."""
+    answers = (a.model_copy(update={"delay_seconds": 0.7}) if isinstance(a, Answer) and a.tool_calls else a for a in rule.answers)  # fmt: skip
+    return rule.model_copy(update={"answers": tuple(answers)})
+
+
 async def test_the_units_that_do_not_wait_for_each_other_are_coded_side_by_side_and_the_last_builds_on_them(
     capable: Factory,
 ) -> None:
     """And everybody is shown the whole specification, which is longer than a ticket may be."""
     text = SPEC + "- It is quiet.\n" * 400 + "- This is the last word.\n"
+    capable.model.rules = [slowly(rule) for rule in capable.model.rules]
     await run(capable, text)
     assert all("- This is the last word." in r.prompt for r in capable.model.requests)
     last_part = [(r.at, r.prompt.rpartition("\n---\n")[2]) for r in capable.model.requests]
