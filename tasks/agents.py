@@ -36,6 +36,7 @@ from tasks.context import SYSTEM
 from tasks.edits import edited_files, laid_files
 from tasks.failures import Ending as RunEnding
 from tasks.failures import Fault, Kind, classify
+from tasks.grants import grant_for, note_grant
 from tasks.hooks import prepared
 from tasks.models import Brief, Change, Ending, Feedback, Job, Plan, TestChange, WorkUnit
 
@@ -86,6 +87,7 @@ async def agent_edit(
     """Let the configured agent work in a worktree of its own. Raises InfraError or ConfigError when it could not work."""
     agent = open_agent(services.settings(), coder_agent() or "")
     _refuse_paused(agent, asker)
+    note_grant(job, grant_for(job, "coder", brief.policy, unit, services.settings().agents[agent.name]))
     mirror, sandbox = services.mirror(brief.repository), services.sandbox()
     laid = laid_files(tests, feedback, given)
     name = f"coder-{asker.candidate}-{asker.round}-{unit.id}"

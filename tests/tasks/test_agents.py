@@ -57,6 +57,8 @@ async def test_an_agent_codes_and_the_factory_judges_its_diff(factory: Factory, 
     assert outcome.decision == "ACCEPT", outcome.reasons
     assert not any("Your unit of it" in request.prompt for request in factory.model.requests), "the model codes nothing"
     assert "(100 - discount) / 100" in git(factory.remote(), "show", "agent/shop-1:shop/prices.py")
+    given = [event.data for event in factory.history("shop-1").events if event.kind == "grant"]
+    assert [grant["network"] for grant in given if grant["role"] == "coder"] == ["model"]
     assert factory.leftovers() == []
     assert list((factory.home / "run/agents/hired/sessions").iterdir()) == []
 
