@@ -319,6 +319,53 @@ def refine(
     return 0 if ended is not None and ended.decision == "ACCEPT" else 1
 
 
+memory_app = typer.Typer(no_args_is_help=True, help="What earlier work left behind.")
+app.add_typer(memory_app, name="memory")
+
+
+@memory_app.command("search")
+def memory_search(
+    text: Annotated[str, typer.Argument(help="What it should be about.")],
+    repo: Annotated[str | None, typer.Option(help="As this repository sees it; default: everything.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=40, help="Points to list.")] = 8,
+    as_json: Json = False,
+) -> int:
+    """Find knowledge points. The JSON object is infra.memory.Answer."""
+    from deployments import memory
+
+    with _reserved_stdout() as out:
+        answer = memory.find(_settings(), text, repo, limit)
+        if as_json:
+            return _print_json(out, answer.model_dump(mode="json"))
+        return _print(out, memory.answer_table(answer))
+
+
+@memory_app.command("show")
+def memory_show(
+    point: Annotated[str, typer.Argument(help="The point's id, as `memory search` prints it.")], as_json: Json = False
+) -> int:
+    """Show one knowledge point with where it comes from. The JSON object is infra.memory.Point."""
+    from deployments import memory
+
+    with _reserved_stdout() as out:
+        found = memory.point(_settings(), point)
+        if as_json:
+            return _print_json(out, found.model_dump(mode="json"))
+        return _print(out, memory.point_view(found))
+
+
+@memory_app.command("rebuild")
+def memory_rebuild(as_json: Json = False) -> int:
+    """Make the index anew from the journal. The JSON object is {"points": number}."""
+    from deployments import memory
+
+    with _reserved_stdout() as out:
+        points = memory.rebuild(_settings())
+        if as_json:
+            return _print_json(out, {"points": points})
+        return _print(out, f"The index was made anew from the journal: {points} points.")
+
+
 node_app = typer.Typer(no_args_is_help=True, help="Machines that work on tickets.")
 app.add_typer(node_app, name="node")
 

@@ -49,6 +49,7 @@ from infra.database import Database, open_database
 from infra.errors import CapacityUnavailable, ConfigError, FactoryError, Unreachable
 from infra.fleet import Fleet, Node, NodeState, pool_name
 from infra.llm.local import process_started
+from infra.memory.client import Memory, served
 from infra.settings import Settings
 from infra.slots import sole
 
@@ -191,7 +192,8 @@ def _be_a_node(settings: Settings, database: Database, name: str, slots: int, la
                     raise _ended(settings, name)
                 _join_fleet(fleet, settings, name, slots, labels)
                 say(f"node {name!r} joined with {slots} slot(s), labels: {', '.join(labels) or 'none'}")
-                _live(fleet, claims, settings, name, worker, say)
+                with served(settings) as memory:
+                    _live(fleet, claims, settings, name, worker, say, memory)
             finally:
                 _tell(fleet, settings, name, "draining")  # nothing new is given to it while its runs end
     finally:
@@ -235,7 +237,15 @@ def _requeue_dead(claims: Claims, flow_run: str) -> None:
                 claims.requeue(claim, f"its process on node {claim.node} died")
 
 
-def _live(fleet: Fleet, claims: Claims, settings: Settings, name: str, worker: Worker, say: Say) -> None:
+def _live(
+    fleet: Fleet,
+    claims: Claims,
+    settings: Settings,
+    name: str,
+    worker: Worker,
+    say: Say,
+    memory: Memory | None = None,
+) -> None:
     """Renew the node's lease; stop taking work when it drains, and end when it left, or drained and is done."""
     while worker.alive:
         with suppress(Unreachable):  # the database may come back; a lease that ends meanwhile sends tickets elsewhere
@@ -246,6 +256,8 @@ def _live(fleet: Fleet, claims: Claims, settings: Settings, name: str, worker: W
             if state == "left" or (state == "draining" and not mine):
                 say(f"node {name!r} leaves")
                 return
+        if memory is not None:
+            memory.keep_running()
         time.sleep(HEARTBEAT_SECONDS)
     raise _ended(settings, name)
 

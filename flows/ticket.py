@@ -20,7 +20,7 @@ from tasks.holding import holding, take_hold, waiting_for_their_turn
 from tasks.intake import alone, find_repository, find_ticket, take_in, write_brief
 from tasks.judging import judge
 from tasks.measuring import evidence_at_hand, measure, objections, rank
-from tasks.memory import remember
+from tasks.memory import remember, remember_failure
 from tasks.models import (
     Assignment,
     Audit,
@@ -74,6 +74,7 @@ async def work_ticket(
                 outcome = await deliver(job, started)
             except FactoryError as error:
                 await give_back(job, error, time.monotonic() - started)
+                await remember_failure(job, error)
                 raise
             await close(job, outcome)
             await remember(job, outcome)

@@ -267,6 +267,22 @@ class BudgetsSection(Section):
         return any(cap is not None for cap in (self.ticket_usd, self.day_usd, self.month_usd)) or bool(self.role_usd)
 
 
+class MemorySection(Section):
+    """Where knowledge points are kept (M4): in home, or on a Qdrant server that several machines share."""
+
+    enabled: bool = True
+    url: str | None = None
+    """Of a Qdrant server; None: QDRANT_URL of the environment, else the engine in home."""
+    key: Secret | None = None
+    """Of that server; None: QDRANT_API_KEY of the environment."""
+    embedder: Literal["auto", "minilm", "bm25"] = "auto"
+    """`auto`: the small model where its packages are installed, else words alone."""
+    search_seconds: float = Field(default=5, gt=0, le=60)
+    """Longest a ticket waits for memory before it works without."""
+    idle_seconds: float = Field(default=120, gt=0)
+    """After which the process that holds the index ends when nobody asked it anything."""
+
+
 class AgentSection(Section):
     """A coding agent installed on the nodes that takes over the coder's work (A2)."""
 

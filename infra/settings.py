@@ -33,6 +33,7 @@ from infra.sections import (
     DispatchSection,
     FolderBoardSection,
     Level,
+    MemorySection,
     ModelSection,
     NotifySection,
     RepositorySection,
@@ -93,6 +94,7 @@ class Settings(BaseSettings):
     """Role -> level or agent; a role that is not named uses the usual level."""
     agents: dict[str, AgentSection] = {}
     budgets: BudgetsSection = BudgetsSection()
+    memory: MemorySection = MemorySection()
     strong: StrongModelSection | None = None
     """Takes over at attempt 3 (I9); None: every attempt uses `model`."""
     node: str | None = None

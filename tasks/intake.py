@@ -229,7 +229,7 @@ async def write_brief(job: Job) -> Brief:
     if report.error:
         raise unusable(report)
     bare = Brief(ticket=job.ticket, repository=job.repository, policy=policy, baseline=report, rules=rules,
-                 memories=memory.recall(job.ticket), nonce=nonce_for(services.home_secret(), job.ticket))  # fmt: skip
+                 memories=await memory.recall_for(job), nonce=nonce_for(services.home_secret(), job.ticket))  # fmt: skip
     brief = await asyncio.to_thread(with_code, job, bare)  # indexing a large repository takes its time
     brief = brief.model_copy(update={"ticket_tests": await examples_as_tests(brief)})
     await paper.leave(job, "brief", _as_markdown(brief, unused))

@@ -22,6 +22,7 @@ from infra.fleet import Fleet
 from infra.git import Mirror, directory_name
 from infra.ledger import Ledger
 from infra.llm.router import Router, open_router
+from infra.memory.client import Memory, open_memory
 from infra.objects import Objects, open_objects
 from infra.pauses import Pauses
 from infra.pull_requests import Forge
@@ -156,6 +157,12 @@ class _Announced:
 @_once
 def objects() -> Objects:
     return open_objects(settings())
+
+
+@_once
+def memory() -> Memory | None:
+    """None when it is turned off."""
+    return open_memory(settings()) if settings().memory.enabled else None
 
 
 @_once

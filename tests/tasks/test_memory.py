@@ -128,7 +128,7 @@ async def test_a_failure_is_recalled_for_the_next_ticket_and_others_see_it_only_
     await remember_failure(job(), TestsFailed("Gradle build needs JDK 17, found 21"))
     memory.record(Record(kind="lesson", text="Every build of an app wants a signed key", scope="blog", confirmed=True, created_at=NOW))  # fmt: skip
     memory.record(Record(kind="lesson", text="The build of the blog wants node 22 to be there", scope="blog", created_at=NOW))  # fmt: skip
-    lines = recall(ticket(), "shop")
+    lines = recall(ticket(body="half a character: \ud800, and \u6ce8"), "shop")
     assert "JDK 17" in lines[0]
     assert "failed" not in lines[0] or "TestsFailed" in lines[0]
     assert any("signed key" in line for line in lines)
@@ -164,6 +164,8 @@ def test_an_outcome_says_ticket_verdict_reasons_and_files_and_its_key_is_the_att
 
 
 @pytest.mark.integration
+# Prefect's event client leaves its sockets to the garbage collector
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning")
 async def test_a_run_leaves_a_sheet_of_what_it_recalled_and_of_what_it_kept(
     factory: Factory,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,

@@ -79,7 +79,8 @@ def local() -> Iterator[QdrantClient]:
 
 def filled(client: QdrantClient) -> Index:
     index = Index(client, Letters())
-    assert index.ensure()
+    index.ensure()
+    index.ensure()
     index.apply(entries(records()))
     return index
 
@@ -145,13 +146,13 @@ def test_filters_pages_and_payloads_are_the_same_as_in_local_mode(embedded: Qdra
 def test_only_what_may_be_seen_is_found(embedded: QdrantClient) -> None:
     """Another repository's lessons only where they were confirmed; nothing that expired, none that was superseded."""
     index = filled(embedded)
-    found = index.search(Wanted(text=text_of(10), scope="shop", limit=50), NOW)
+    found = index.search(Wanted(text=text_of(10), scope="shop", limit=40), NOW)
     assert {each.point.record.scope for each in found} == {"shop", "blog", "*"}
     assert all(e.point.record.confirmed for e in found if e.point.record.scope == "blog")
     assert all(e.point.expires_at is None or e.point.expires_at > NOW for e in found)
     best = found[0].point
     index.put([best.model_copy(update={"status": "superseded"})])
-    again = index.search(Wanted(text=text_of(10), scope="shop", limit=50), NOW)
+    again = index.search(Wanted(text=text_of(10), scope="shop", limit=40), NOW)
     assert best.id not in {each.point.id for each in again}
 
 
@@ -177,7 +178,7 @@ def test_points_that_are_no_memories_of_ours_hide_no_other(embedded: QdrantClien
         embedded.upsert(
             index.collection, [models.PointStruct(id=number, vector=vector, payload={"status": "active", **payload})]
         )
-    assert len(index.search(Wanted(text="cart total discount", limit=50), NOW)) > 20
+    assert len(index.search(Wanted(text="cart total discount", limit=40), NOW)) > 20
 
 
 def test_without_a_dense_space_words_alone_find_parts_of_names(embedded: QdrantClient) -> None:
@@ -222,7 +223,7 @@ def test_a_collection_that_was_left_half_made_is_made_anew(tmp_path: Path) -> No
     (tmp_path / "index" / ".memory__letters__26" / "segments").mkdir(parents=True)
     transport = EmbeddedTransport(tmp_path / "index")
     client = QdrantClient(url="http://embedded", transport=transport, check_compatibility=False)
-    assert Index(client, Letters()).ensure()
+    Index(client, Letters()).ensure()
     with pytest.raises(UnexpectedResponse, match="exists"):
         client.create_collection("memory__letters__26", vectors_config={})
     transport.close()

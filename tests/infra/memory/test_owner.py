@@ -136,7 +136,7 @@ def storm(tmp_path: Path, processes: int, each: int, kills: int) -> int:
         journal = Journal(given.folder / "journal.jsonl")
         assert len({entry.event for entry in journal.entries()}) == len(list(journal.entries())) == processes * each
         assert memory.rebuild() == processes * each
-        found = memory.search(Wanted(text="failure of the storm", limit=50)).found
+        found = memory.search(Wanted(text="failure of the storm", limit=40)).found
         assert {each.point.seen for each in found} == {1}
         return sum(json.loads(said)["degraded"] for said, _, _ in ended)
 
@@ -181,10 +181,29 @@ def test_an_index_that_was_spoiled_or_removed_is_made_anew_from_the_journal(tmp_
     for path in (given.folder / "index").rglob("*.json"):
         path.write_bytes(b"spoiled")
     with memory_of(given) as memory:
-        assert len(memory.search(Wanted(text="lesson about the cart", limit=50)).found) == 40
+        assert len(memory.search(Wanted(text="lesson about the cart", limit=40)).found) == 40
     shutil.rmtree(given.folder / "index")
     with memory_of(given) as memory:
         assert memory.rebuild() == settled(memory) == 70
+
+
+def test_a_kill_while_an_index_is_made_anew_leaves_no_half_of_it(tmp_path: Path) -> None:
+    given = orders(tmp_path)
+    memory = Memory(given, 5)
+    for number in range(3):
+        memory.record(record(f"Lesson number {number} about the cart"))
+    owner = Owner(given)
+    assert owner.take_in()
+    owner.close()
+    shutil.rmtree(given.folder / "index")
+    half = Owner(given)
+    half._open()
+    half._index.apply(list(half.journal.entries())[:1])  # and killed here
+    half.close()
+    owner = Owner(given)
+    owner.begin()
+    assert owner.health().points == 3
+    owner.close()
 
 
 def test_there_is_one_owner_and_it_ends_when_nobody_asks_or_the_home_is_gone(tmp_path: Path) -> None:
@@ -302,6 +321,21 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Memory]:
     with memory_of(orders(tmp_path_factory.mktemp("shared"))) as memory:
         memory.record(record("Something to know about the shop"))
         yield memory
+
+
+def test_a_search_in_any_language_is_answered(shared: Memory) -> None:
+    shared.record(record("注文 build 失敗: über 17 😀 sagt der Kunde — nichts"))
+    settled(shared)
+    answer = shared.search(Wanted(text="注文 build über 😀"))
+    assert answer.degraded == ""
+    assert any("😀" in each.point.record.text for each in answer.found)
+
+
+def test_a_spoiled_start_file_stops_nobody(tmp_path: Path) -> None:
+    with memory_of(orders(tmp_path)) as memory:
+        memory.record(record("Something to know about the shop"))
+        (tmp_path / "memory" / "start").write_bytes(b"\x00" * 99)
+        assert memory.search(Wanted(text="shop")).found
 
 
 def test_a_poisoned_record_is_stored_as_what_it_is(shared: Memory) -> None:
