@@ -130,6 +130,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.folder.absolute()
     os.environ.setdefault("DARKFACTORY_BOARD", str(folder / "board"))
+    os.environ.setdefault("DARKFACTORY_MEMORY", '{"enabled": false}')  # what one ticket taught must not help the next
     urls = dict(each.split("=", 1) for each in arguments.endpoint)
     engine = choose_engine(load_settings())
     engine.start()

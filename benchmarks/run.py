@@ -220,6 +220,7 @@ def main() -> None:
     folder = arguments.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("DARKFACTORY_BOARD", str(folder / "board"))
+    os.environ.setdefault("DARKFACTORY_MEMORY", '{"enabled": false}')  # what one ticket taught must not help the next
     settings = load_settings()
     open_model(settings)
     engine = choose_engine(settings)
