@@ -1,7 +1,7 @@
 # Every target does its own set-up in .venv; see infra/setup/bootstrap.sh.
 .PHONY: help demo up test check test-faults test-live setup setup-dev
 bin := .venv/bin
-workers ?= 2
+workers ?= 3
 
 help:
 	@echo "make demo       solve one real ticket with the local model (downloads about 1.1 GB once)"
