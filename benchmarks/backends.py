@@ -4,8 +4,8 @@
     python -m benchmarks.backends --ticket waypost-01 --only built-in --only mini-swe-agent
     python -m benchmarks.backends --endpoint claude-code=http://127.0.0.1:8000 --endpoint codex=http://127.0.0.1:8000/v1
 
-All use the configured model's endpoint, the embedded one too. Claude Code and Codex speak other protocols than chat
-completions, so they need an endpoint that is said to speak theirs.
+All use the configured model's endpoint. Claude Code and Codex speak other protocols than chat completions, so they need an
+endpoint that is said to speak theirs; the embedded model's server speaks all of them.
 """
 
 from __future__ import annotations
@@ -111,8 +111,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 async def measure(ticket: BenchTicket, folder: Path, urls: dict[str, str], only: list[str]) -> list[dict[str, Any]]:
     """All backends, one after the other, on the endpoint of the configured model."""
-    model = load_settings().model.partition("/")[2] or "local"
-    found = sections({"": await endpoint(), **urls}, model, installed_programs())
+    model, url = load_settings().model.partition("/")[2] or "local", await endpoint()
+    spoken = {"codex": url, "claude-code": url.removesuffix("/v1")} if load_settings().model == "embedded" else {}
+    found = sections({"": url, **spoken, **urls}, model, installed_programs())
     rows = []
     for name, section in found.items():
         if not only or name in only:
