@@ -189,6 +189,7 @@ def completed(api: httpx.Client) -> set[str]:
 # --- join, drain, leave
 
 
+@pytest.mark.faults
 @pytest.mark.integration
 @pytest.mark.timeout(300)
 def test_a_node_buries_what_its_killed_self_left_comes_back_with_other_slots_and_drains(
@@ -416,6 +417,7 @@ def door(prefect_url: str) -> Iterator[Door]:
         made.end()
 
 
+@pytest.mark.faults
 @pytest.mark.integration
 @pytest.mark.timeout(300)
 def test_a_worker_waits_for_a_prefect_server_that_is_away_and_goes_on(

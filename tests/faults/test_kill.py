@@ -78,6 +78,7 @@ def measured(text: str) -> str:
     return re.sub(r"file://\S+", "file", "\n".join(kept))
 
 
+@pytest.mark.faults
 def test_a_run_killed_at_every_turn_ends_as_one_that_was_left_alone(make_shop: MakeShop) -> None:
     shop = make_shop("killed")
     shop.serve(slowly())

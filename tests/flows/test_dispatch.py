@@ -163,6 +163,7 @@ async def test_what_is_not_for_us_is_left_alone(night: Night) -> None:
     assert [launched.ticket for launched in (await night.tick()).launched] == ["lost"]
 
 
+@pytest.mark.faults
 async def test_a_board_that_never_changes_gets_one_pull_request_per_ticket(
     night: Night, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +227,7 @@ def listening() -> Iterator[tuple[str, list[dict[str, Any]]]]:
             thread.join()
 
 
+@pytest.mark.faults
 async def test_a_night_of_rate_limits_burns_nothing_and_goes_on_by_itself(
     night: Night, monkeypatch: pytest.MonkeyPatch
 ) -> None:
