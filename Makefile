@@ -5,7 +5,7 @@ workers ?= 3
 
 help:
 	@echo "make demo       solve one real ticket with the local model (downloads about 1.1 GB once)"
-	@echo "make test       all checks and tests, without a model"
+	@echo "make test       checks and tests, without a model"
 	@echo "make check      only the static checks"
 	@echo "make test-faults  kills and storms: nodes that die, dispatchers that are killed (minutes)"
 	@echo "make test-live  the tests that need the real local model"
