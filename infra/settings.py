@@ -339,22 +339,18 @@ def _missing_strong(settings: Settings) -> Iterator[tuple[Place, str]]:
 
 
 def _unknown_agents(settings: Settings) -> Iterator[tuple[Place, str]]:
-    known = sorted(settings.agents)
     for role, section in settings.roles.items():
-        if section.agent is not None and section.agent not in known:
-            said = nearest(section.agent, known)
-            yield (
-                ("roles", role, "agent"),
-                f"{section.agent!r} is not in `agents`{said}; configured: {', '.join(known) or 'none'}",
-            )
+        yield from _not_among(settings.agents, "agents", ("roles", role, "agent"), section.agent)
 
 
 def _unknown_repositories(settings: Settings) -> Iterator[tuple[Place, str]]:
-    known = sorted(settings.repositories)
     for name, board in settings.boards.items():
-        if board.repository is not None and board.repository not in known:
-            said = nearest(board.repository, known)
-            yield (
-                ("boards", name, "repository"),
-                f"{board.repository!r} is not in `repositories`{said}; configured: {', '.join(known) or 'none'}",
-            )
+        yield from _not_among(settings.repositories, "repositories", ("boards", name, "repository"), board.repository)
+
+
+def _not_among(sections: Mapping[str, object], of: str, place: Place, named: str | None) -> Iterator[tuple[Place, str]]:
+    """The mistake of a name that stands for none of the sections `of`."""
+    known = sorted(sections)
+    if named is not None and named not in known:
+        configured = ", ".join(known) or "none"
+        yield place, f"{named!r} is not in `{of}`{nearest(named, known)}; configured: {configured}"

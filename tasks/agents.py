@@ -33,7 +33,7 @@ from infra.sections import AgentSection, RoleSection
 from tasks import progress, services
 from tasks.asking import Asker
 from tasks.context import SYSTEM
-from tasks.edits import edited_files, laid_files
+from tasks.edits import coder_checkout, edited_files, laid_files
 from tasks.failures import Ending as RunEnding
 from tasks.failures import Fault, Kind, classify
 from tasks.grants import grant_for, note_grant
@@ -90,9 +90,7 @@ async def agent_edit(
     note_grant(job, grant_for(job, "coder", brief.policy, unit, services.settings().agents[agent.name]))
     mirror, sandbox = services.mirror(brief.repository), services.sandbox()
     laid = laid_files(tests, feedback, given)
-    name = f"coder-{asker.candidate}-{asker.round}-{unit.id}"
-    checkout = mirror.worktree(services.worktrees(), brief.ticket.key, name, brief.repository.base_sha)
-    async with prepared(checkout, brief.policy, sandbox, laid) as worktree:
+    async with prepared(coder_checkout(brief, unit, asker), brief.policy, sandbox, laid) as worktree:
         start = await worktree.commit(sandbox, "before the agent")
         report = await _session(agent, asker, prompt(brief, plan, unit, tests, feedback), worktree)
         head = await worktree.commit(sandbox, f"{job.ticket.key} {unit.id}")

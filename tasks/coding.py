@@ -33,7 +33,7 @@ from tasks.answers import code_blocks, continued
 from tasks.asking import Asker, RecordedModel, ask, asker_for, chat
 from tasks.code_search import likely_paths
 from tasks.context import SYSTEM, fenced, language, rank_functions, source_files
-from tasks.edits import edited_files, laid_files
+from tasks.edits import coder_checkout, edited_files, laid_files
 from tasks.evidence import run_tests
 from tasks.grants import grant_for, note_grant
 from tasks.hooks import prepared
@@ -270,9 +270,7 @@ async def tool_edit(
     """
     mirror, base = services.mirror(brief.repository), brief.repository.base_sha
     laid = laid_files(tests, feedback, given)
-    name = f"coder-{asker.candidate}-{asker.round}-{unit.id}"
-    checkout = mirror.worktree(services.worktrees(), brief.ticket.key, name, base)
-    async with prepared(checkout, brief.policy, services.sandbox(), laid) as worktree:
+    async with prepared(coder_checkout(brief, unit, asker), brief.policy, services.sandbox(), laid) as worktree:
         # what hooks left in the checkout is no work of the agent
         start = base if brief.policy.hooks == Hooks() else await worktree.commit(services.sandbox(), "before the agent")
         grant = grant_for(job, "coder", brief.policy, unit)

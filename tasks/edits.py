@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import AbstractContextManager
 
-from infra.git import Mirror
+from infra.git import Mirror, Worktree
 from infra.test_runners import is_test_path
-from tasks.models import Change, Feedback, TestChange
+from tasks import services
+from tasks.asking import Asker
+from tasks.models import Brief, Change, Feedback, TestChange, WorkUnit
+
+
+def coder_checkout(brief: Brief, unit: WorkUnit, asker: Asker) -> AbstractContextManager[Worktree]:
+    """A worktree of the base commit for one coder's work on one unit."""
+    name = f"coder-{asker.candidate}-{asker.round}-{unit.id}"
+    base = brief.repository.base_sha
+    return services.mirror(brief.repository).worktree(services.worktrees(), brief.ticket.key, name, base)
 
 
 def laid_files(tests: tuple[TestChange, ...], feedback: Feedback, given: tuple[Change, ...]) -> dict[str, str | None]:
