@@ -26,7 +26,8 @@ JANITOR_SECONDS = 900.0
 
 
 class Definition(NamedTuple):
-    """One deployment. `entrypoint` is a module path; `every_seconds` its schedule (None: only when asked for)."""
+    """One deployment. `entrypoint` is a module path; `every_seconds` or `cron` (UTC) its schedule, neither: only when asked
+    for. `parameters` are what the schedule starts it with."""
 
     name: str
     entrypoint: str
@@ -34,6 +35,8 @@ class Definition(NamedTuple):
     tags: tuple[str, ...]
     description: str
     every_seconds: float | None = None
+    cron: str | None = None
+    parameters: Mapping[str, Any] = {}
 
 
 def control_table(settings: Settings) -> tuple[Definition, ...]:
@@ -111,7 +114,7 @@ def node_table(node: str) -> tuple[Definition, ...]:
 async def apply(client: PrefectClient, definition: Definition, empty_folder: str) -> None:
     """Create or update one deployment. Prefect copies the folder a run starts in, so it is an empty one."""
     from prefect.client.schemas.actions import DeploymentScheduleCreate
-    from prefect.client.schemas.schedules import IntervalSchedule
+    from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
     from prefect.flows import load_flow_from_entrypoint
     from prefect.utilities.callables import parameter_schema
 
@@ -119,7 +122,9 @@ async def apply(client: PrefectClient, definition: Definition, empty_folder: str
     schedules = []
     if definition.every_seconds is not None:
         every = IntervalSchedule(interval=timedelta(seconds=definition.every_seconds))
-        schedules = [DeploymentScheduleCreate(schedule=every, active=True)]
+        schedules.append(DeploymentScheduleCreate(schedule=every, active=True))
+    if definition.cron is not None:
+        schedules.append(DeploymentScheduleCreate(schedule=CronSchedule(cron=definition.cron), active=True))
     await client.create_deployment(
         flow_id=await client.create_flow(flow),
         name=definition.name,
@@ -131,6 +136,7 @@ async def apply(client: PrefectClient, definition: Definition, empty_folder: str
         parameter_openapi_schema=parameter_schema(flow).model_dump_for_openapi(),
         enforce_parameter_schema=True,
         schedules=schedules,
+        parameters=dict(definition.parameters),
     )
 
 

@@ -163,6 +163,8 @@ class RepositorySection(Section):
     steward: StewardSection = StewardSection()
     actions: ActionsSection | None = None
     """Coders may run on GitHub Actions; None: never."""
+    corpus: bool = True
+    """Its runs may become training examples."""
 
 
 class DispatchSection(Section):
@@ -281,6 +283,77 @@ class MemorySection(Section):
     """Longest a ticket waits for memory before it works without."""
     idle_seconds: float = Field(default=120, gt=0)
     """After which the process that holds the index ends when nobody asked it anything."""
+
+
+class LearningSection(Section):
+    """What the factory may change about its own work from how earlier runs ended (L1, L2)."""
+
+    corrections: bool = True
+    """A failure that was seen three times is pointed out to the next run of its kind."""
+    route: bool = False
+    """Apply the routing that `calibrate` recommends, instead of only showing it."""
+    min_runs: int = Field(default=20, ge=5)
+    """Runs on either side before a recommendation is made."""
+    max_strong_share: float = Field(default=0.3, ge=0, le=1)
+    """Largest share of runs that applied routing may send to the strong level."""
+    corpus: bool = True
+    """Write accepted runs and lessons as training examples to the object store."""
+
+
+class PlaybooksSection(Section):
+    """Operations that were seen often enough to run without a model (L3)."""
+
+    enabled: bool = True
+    label: str = "operation"
+    """Tickets with this label are operations: a playbook that fits works them, else an agent."""
+    sightings: int = Field(default=3, ge=2)
+    """Equal successful operations that make a playbook."""
+    auto_approve: bool = False
+    """A new playbook without destructive steps may run before a person approved it."""
+
+
+class RepairSection(Section):
+    """How far the factory may change its own code (L4)."""
+
+    enabled: bool = False
+    repository: str | None = None
+    """The configured repository with the factory's own code; None: the only one there is."""
+    every_seconds: float = Field(default=3600, ge=60)
+    signals: int = Field(default=3, ge=2)
+    """Failures of one kind within `window_hours` that are worth a repair."""
+    window_hours: float = Field(default=24, gt=0)
+    max_lines: int = Field(default=500, ge=1, le=500)
+    max_files: int = Field(default=10, ge=1, le=10)
+    blocked_paths: tuple[str, ...] = ()
+    """Glob patterns besides those that are always blocked (secrets, auth, deployment and compose files, CI, the gates)."""
+    cooldown_seconds: float = Field(default=3600, ge=3600)
+    approve_from_effort: int = Field(default=4, ge=1, le=4)
+    """From this effort of the plan on a person has to approve."""
+    watch_seconds: float = Field(default=1800, gt=0)
+    """How long a new release is watched."""
+    watch_runs: int = Field(default=20, ge=1)
+    """Ended runs that are enough to judge it sooner."""
+
+
+class ChoreSection(Section):
+    """One kind of housekeeping: when, and how much of it. `cron` is in UTC, five fields; None: never by itself."""
+
+    cron: str | None = None
+    max_per_day: int = Field(default=5, ge=0)
+
+
+class HousekeepingSection(Section):
+    """Work the factory finds by itself (W1, W2)."""
+
+    enabled: bool = False
+    board: str | None = None
+    """Where new tickets are created; None: the only board there is."""
+    state: str = "todo"
+    labels: tuple[str, ...] = ("darkfactory",)
+    max_tickets_per_day: int = Field(default=5, ge=0)
+    """Over all kinds."""
+    chores: dict[str, ChoreSection] = {}
+    """Kinds by name, where they differ from the shipped table."""
 
 
 class AgentSection(Section):

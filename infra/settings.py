@@ -32,10 +32,14 @@ from infra.sections import (
     BudgetsSection,
     DispatchSection,
     FolderBoardSection,
+    HousekeepingSection,
+    LearningSection,
     Level,
     MemorySection,
     ModelSection,
     NotifySection,
+    PlaybooksSection,
+    RepairSection,
     RepositorySection,
     RoleSection,
     Secret,
@@ -95,6 +99,10 @@ class Settings(BaseSettings):
     agents: dict[str, AgentSection] = {}
     budgets: BudgetsSection = BudgetsSection()
     memory: MemorySection = MemorySection()
+    learning: LearningSection = LearningSection()
+    playbooks: PlaybooksSection = PlaybooksSection()
+    repair: RepairSection = RepairSection()
+    housekeeping: HousekeepingSection = HousekeepingSection()
     strong: StrongModelSection | None = None
     """Takes over at attempt 3 (I9); None: every attempt uses `model`."""
     node: str | None = None
