@@ -68,6 +68,7 @@ def test_a_second_set_up_does_nothing_takes_no_time_and_sees_a_changed_lock(chec
     assert "done" in set_up(checkout, "run").stderr
 
 
+@pytest.mark.faults
 def test_a_set_up_that_was_killed_in_pip_is_repaired_by_the_next(checkout: Path) -> None:
     lock = checkout / "requirements.lock"
     lock.write_text("nowhere==1 --hash=sha256:" + "0" * 64 + "\n")

@@ -108,6 +108,7 @@ def factory(_prefect: None, tmp_path: Path, database_url: str, monkeypatch: pyte
             "MAX_SAMPLES": "2",
         }.items():
             monkeypatch.setenv(f"DARKFACTORY_{name}", value)
+        monkeypatch.setattr("tasks.coding.EDIT_SEARCH_SECONDS", 3.0)  # a search that finds nothing takes all it may
         made.forget()
         stack.enter_context(temporary_settings({PREFECT_LOCAL_STORAGE_PATH: made.home / "results"}))
         logging.disable(logging.CRITICAL)  # Prefect's handler writes to the stderr of the test that came first

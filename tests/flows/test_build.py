@@ -407,6 +407,7 @@ async def test_a_layout_that_does_not_hold_together_is_asked_for_once_more_and_t
         await run(capable, SPEC.replace("Todo list", "Other list"))
 
 
+@pytest.mark.faults
 async def test_the_command_killed_at_the_judge_goes_on_without_asking_anything_again(
     capable: Factory, prefect_url: str, tmp_path: Path
 ) -> None:

@@ -367,6 +367,7 @@ async def test_a_suspended_run_loses_its_ticket_and_is_fenced_off_when_it_wakes(
     assert real_time.factory.history(key).attempts[-1].outcome is None, "whoever takes over goes on with the attempt"
 
 
+@pytest.mark.faults
 async def test_a_killed_run_is_requeued_once(
     key: str, real_time: Night, monkeypatch: pytest.MonkeyPatch, start: Callable[[], Any]
 ) -> None:

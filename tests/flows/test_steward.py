@@ -254,6 +254,7 @@ async def test_what_a_person_merged_or_closed_ends_it(forge: Forge) -> None:
     assert await forge.look() == {}
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("lost", ["push", "last words"])
 async def test_a_run_that_dies_around_its_push_is_finished_and_nothing_is_done_twice(
     forge: Forge, monkeypatch: pytest.MonkeyPatch, lost: str
