@@ -30,7 +30,7 @@ from infra.settings import load_settings
 BUILT_IN = "built-in"
 BACKENDS = (BUILT_IN, "command", "mini-swe-agent", "opencode", "codex", "claude-code")
 OWN_PROTOCOL = ("codex", "claude-code")
-SECONDS, TURNS = 900, 20
+TURNS = 20
 ONE_SHOT = """\
 import json, os, re, subprocess, sys, urllib.request
 ask = "Answer with one bash block that mends the files in the current folder.\\n\\n" + sys.stdin.read()
@@ -44,7 +44,9 @@ sys.exit(subprocess.run(["sh", "-c", found[1]]).returncode if found else 0)
 """The smallest agent there is, for the backend `command`: one question, one script."""
 
 
-def sections(urls: dict[str, str], model: str, programs: dict[str, str]) -> dict[str, dict[str, Any]]:
+def sections(
+    urls: dict[str, str], model: str, programs: dict[str, str], seconds: float = 900
+) -> dict[str, dict[str, Any]]:
     """Backend -> its section of `agents`; the built-in one's is empty. Left out: what has no endpoint or is not installed.
 
     `urls` holds the base URL of chat completions as `""`, and those of backends that need another.
@@ -53,7 +55,7 @@ def sections(urls: dict[str, str], model: str, programs: dict[str, str]) -> dict
     for kind in BACKENDS[1:]:
         url = urls.get(kind) or ("" if kind in OWN_PROTOCOL else urls[""])
         if url and kind in programs:
-            found[kind] = {"kind": kind, "program": programs[kind], "url": url, "model": model, "max_seconds": SECONDS,
+            found[kind] = {"kind": kind, "program": programs[kind], "url": url, "model": model, "max_seconds": seconds,
                            "max_turns": TURNS}  # fmt: skip
     return found
 
@@ -109,11 +111,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-async def measure(ticket: BenchTicket, folder: Path, urls: dict[str, str], only: list[str]) -> list[dict[str, Any]]:
+async def measure(
+    ticket: BenchTicket, folder: Path, urls: dict[str, str], only: list[str], seconds: float
+) -> list[dict[str, Any]]:
     """All backends, one after the other, on the endpoint of the configured model."""
     model, url = load_settings().model.partition("/")[2] or "local", await endpoint()
     spoken = {"codex": url, "claude-code": url.removesuffix("/v1")} if load_settings().model == "embedded" else {}
-    found = sections({"": url, **spoken, **urls}, model, installed_programs())
+    found = sections({"": url, **spoken, **urls}, model, installed_programs(), seconds)
     rows = []
     for name, section in found.items():
         if not only or name in only:
@@ -128,6 +132,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], choices=BACKENDS)
     parser.add_argument("--endpoint", action="append", default=[], metavar="BACKEND=URL")
     parser.add_argument("--folder", type=Path, default=bench_home() / "backends")
+    parser.add_argument("--seconds", type=float, default=900, help="longest session of an agent")
     arguments = parser.parse_args()
     folder = arguments.folder.absolute()
     os.environ.setdefault("DARKFACTORY_BOARD", str(folder / "board"))
@@ -137,7 +142,9 @@ def main() -> None:
     engine.start()
     try:
         engine.wait()
-        rows = asyncio.run(measure(load_tickets((arguments.ticket,))[0], folder, urls, arguments.only))
+        rows = asyncio.run(
+            measure(load_tickets((arguments.ticket,))[0], folder, urls, arguments.only, arguments.seconds)
+        )
     finally:
         engine.stop()
     print(f"\n{table(rows)}")
