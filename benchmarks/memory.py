@@ -28,8 +28,7 @@ from infra.memory import MAX_TEXT_CHARS, Record, Wanted
 from infra.memory.edge import EmbeddedTransport
 from infra.memory.embedding import Bm25Only, Embedder, MiniLM, has_minilm
 from infra.memory.index import Index
-from infra.memory.outbox import Entry
-from infra.memory.records import event_id, point_id
+from infra.memory.outbox import Entry, entry_of
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 FIRST = 5
@@ -89,13 +88,13 @@ def entries(texts: Sequence[str]) -> list[Entry]:
     records = [
         Record(kind="fact", text=text, scope="bench", key=f"{n}", created_at=NOW) for n, text in enumerate(texts)
     ]
-    return [Entry(event=event_id(record), record=record) for record in records]
+    return [entry_of(record) for record in records]
 
 
 def recall(index: Index, pairs: Pairs) -> tuple[float, float]:
     """Share of the questions whose answer is among the first five, and is the first."""
     chosen = random.Random(0).sample(pairs.asked, min(QUERIES, len(pairs.asked)))
-    ids = [point_id(entry.record) for entry in entries(pairs.texts)]
+    ids = [entry.points[0] for entry in entries(pairs.texts)]
     places = []
     for question, answer in chosen:
         found = [each.point.id for each in index.search(Wanted(text=question[:4_000], limit=FIRST), NOW)]
@@ -160,8 +159,8 @@ def speed(folder: Path, points: int) -> None:
 
 
 def _keyed(entry: Entry, start: int) -> Entry:
-    record = entry.record.model_copy(update={"key": f"{start}-{entry.record.key}"})
-    return Entry(event=event_id(record), record=record)
+    assert entry.record is not None
+    return entry_of(entry.record.model_copy(update={"key": f"{start}-{entry.record.key}"}))
 
 
 def _client(transport: EmbeddedTransport) -> QdrantClient:

@@ -1,15 +1,26 @@
-"""The commands `darkfactory memory …`: what memory finds, one point in full, and making the index anew."""
+"""The commands `darkfactory memory …`: what memory finds, one point in full, the index anew, consolidating and undoing it,
+and forgetting."""
 
 from __future__ import annotations
+
+import asyncio
+import atexit
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from deployments.engine import choose_engine
 from deployments.tables import table_of
 from infra.errors import ConfigError, Unreachable
 from infra.memory import Answer, Point, Wanted
 from infra.memory.client import Memory, open_memory
 from infra.settings import Settings
+
+if TYPE_CHECKING:
+    from infra.memory.upkeep import Plan
+    from tasks.consolidation import Consolidated
 
 PATIENCE_SECONDS = 30.0
 """How long a person waits for an index that has to be opened first."""
@@ -38,6 +49,52 @@ def rebuild(settings: Settings) -> int:
     return _opened(settings).rebuild()
 
 
+def consolidate(settings: Settings, dry_run: bool, verbose: bool) -> Consolidated:
+    """Run the flow here. Raises FactoryError."""
+    _opened(settings)
+    engine = choose_engine(settings, verbose)
+    atexit.register(engine.stop)
+    engine.start()
+    engine.wait()
+    from prefect.exceptions import TerminationSignal
+
+    from flows.memory import consolidate_memory
+
+    try:
+        return asyncio.run(_whole(consolidate_memory(dry_run)))
+    except TerminationSignal:  # Prefect takes SIGTERM over while a flow runs
+        raise KeyboardInterrupt from None
+
+
+async def _whole(flow: Coroutine[object, object, Consolidated]) -> Consolidated:
+    return await flow
+
+
+def revert(settings: Settings, name: str) -> Plan:
+    """Undo a consolidation. Raises ConfigError, Unreachable."""
+    choose_engine(settings, False)
+    from tasks import consolidation
+
+    return consolidation.revert(_opened(settings), name)
+
+
+def forget(settings: Settings, name: str) -> tuple[str, ...]:
+    """Remove a point for good, and the summaries that say it; returns the ids. Raises ConfigError, Unreachable."""
+    choose_engine(settings, False)
+    from tasks import consolidation
+
+    return consolidation.forget(_opened(settings), name)
+
+
+def consolidated_view(done: Consolidated) -> RenderableType:
+    from tasks.consolidation import rows, summed_up
+
+    table = table_of("what", "point", "instead of", "text")
+    for row in rows(done.plan) if done.plan else []:
+        table.add_row(*(Text(row[name]) for name in ("what", "point", "instead of", "text")))
+    return Group(Text(summed_up(done)), table) if done.plan and done.plan.acts else Text(summed_up(done))
+
+
 def _opened(settings: Settings) -> Memory:
     if not settings.memory.enabled:
         raise ConfigError("memory is turned off; set `memory.enabled: true` in factory.yaml")
@@ -59,10 +116,15 @@ def point_view(found: Point) -> RenderableType:
     facts = (
         f"{record.kind} of {record.scope} · {found.status} · seen {found.seen} · confidence {found.confidence:.2f}\n"
         f"written {record.created_at:%Y-%m-%d %H:%M}"
+        + (f" · instead of it {found.superseded_by}" if found.superseded_by else "")
         + (f" · last used {found.last_used_at:%Y-%m-%d %H:%M}" if found.last_used_at else "")
         + (f" · found until {found.expires_at:%Y-%m-%d}" if found.expires_at else "")
     )
-    said = [f"ticket {record.ticket}" if record.ticket else "", f"failure {record.error_signature}" if record.error_signature else ""]  # fmt: skip
+    said = [
+        f"ticket {record.ticket}" if record.ticket else "",
+        f"failure {record.error_signature}" if record.error_signature else "",
+        f"made of {' '.join(record.derived_from)}" if record.derived_from else "",
+    ]
     return Group(
         Text(found.id, style="bold"), Text(facts), *(Text(each) for each in [*said, *found.sources] if each), Text(record.text)
     )  # fmt: skip

@@ -138,6 +138,13 @@ class Database:
             raise
 
 
+@contextmanager
+def only_one(database: Database, lock: int) -> Iterator[bool]:
+    """Whether no other process of any machine holds the lock of this number, which is ours while inside and ends with us."""
+    with database.transaction() as session:
+        yield bool(session.scalar(select(func.pg_try_advisory_xact_lock(lock))))
+
+
 def _is_ours_to_explain(error: DBAPIError) -> bool:
     """The connection, the rights or the disk; anything else (a broken constraint, bad SQL) is a bug and stays visible."""
     state = getattr(error.orig, "sqlstate", None)

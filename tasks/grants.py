@@ -21,11 +21,12 @@ Role = Literal["architect", "coder", "tester", "auditor", "reviewer", "judge", "
 Network = Literal["none", "model"]
 
 ASK = "ask_human"
+RECALL = "recall"
 LOOKING_UP = frozenset({"find_symbol", "search_code"})
 READING = LOOKING_UP | {"read_file", "search", "list_files"}
 WRITING = frozenset({"edit_file", "write_file"})
 COMMANDS = frozenset({"run", "run_tests"})
-EDITING = READING | WRITING | COMMANDS | {ASK}
+EDITING = READING | WRITING | COMMANDS | {ASK, RECALL}
 
 EVERYTHING = ("*",)
 TEST_PATHS = tuple(

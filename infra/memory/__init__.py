@@ -14,10 +14,15 @@ from typing import Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 Kind = Literal["outcome", "lesson", "decision", "observation", "fact"]
-Status = Literal["active", "superseded", "archived"]
+Status = Literal["active", "superseded", "archived", "forgotten"]
+"""`superseded`: another point says it now; `archived`: out of use; `forgotten`: only the id is left, so that it stays away."""
+MarkKind = Literal["credit", "superseded", "restored", "archived", "forgotten"]
 
 MAX_TEXT_CHARS = 800
 SHORT_CHARS = 300
+MOST_MEMBERS = 32
+"""Points that one summary is made of."""
+MOST_MARKED = 64
 EVERYWHERE = "*"
 """The scope of what is true in every repository."""
 
@@ -49,19 +54,46 @@ class Record(Noun):
     confirmed: bool = False
     a: float = Field(default=1.0, gt=0, le=1e6)
     b: float = Field(default=1.0, gt=0, le=1e6)
+    derived_from: tuple[str, ...] = Field(default=(), max_length=MOST_MEMBERS)
+    """Ids of the points that a summary was made of."""
+    level: int = Field(default=0, ge=0, le=1_000)
+    """0: as it was written; a summary is one above its highest member."""
+    stands_for: int = Field(default=1, ge=1)
+    """Sightings that this one writing brings together."""
     created_at: AwareDatetime
+
+
+class Mark(Noun):
+    """What is said about points that are there; nothing changes for those that are not, except that `forgotten` stays.
+
+    `credit` adds `a` and `b`, once per point and `source`. `superseded`, `archived` and `restored` (active again) hold from
+    `at` on, whatever order they come in; `by` is the point that says it now. `forgotten` removes text and vectors for good.
+    """
+
+    kind: MarkKind
+    points: tuple[str, ...] = Field(min_length=1, max_length=MOST_MARKED)
+    source: str = Field(min_length=1, max_length=SHORT_CHARS)
+    by: str = Field(default="", max_length=SHORT_CHARS)
+    a: float = Field(default=0.0, ge=0, le=1)
+    b: float = Field(default=0.0, ge=0, le=1)
+    at: AwareDatetime
 
 
 class Point(Noun):
     """A record as the index keeps it. `sources` and `events` are the newest first ones seen; `seen` counts all.
 
-    `events` are the ids of the writings that made it what it is, so that none counts twice.
+    `events` are the ids of the writings that made it what it is, so that none counts twice. `helped` and `hindered` are the
+    credits of runs it was recalled in; `status` holds since `status_at`, by `superseded_by` where another says it now.
     """
 
     id: str
     record: Record
     status: Status = "active"
+    status_at: datetime | None = None
+    superseded_by: str = ""
     seen: int = 1
+    helped: float = 0.0
+    hindered: float = 0.0
     sources: tuple[str, ...] = ()
     events: tuple[str, ...] = ()
     updated_at: datetime
@@ -71,7 +103,18 @@ class Point(Noun):
     @property
     def confidence(self) -> float:
         """0 to 1; one half when nothing is known."""
-        return self.record.a / (self.record.a + self.record.b)
+        spoke_for = self.record.a + self.helped
+        return spoke_for / (spoke_for + self.record.b + self.hindered)
+
+    @property
+    def subject(self) -> str:
+        """What it is about: points with the same one, and no others, can contradict each other. Empty: nobody said."""
+        record = self.record
+        if record.error_signature:
+            return record.error_signature
+        if record.kind == "outcome":
+            return f"ticket {record.ticket}" if record.ticket else ""
+        return record.key if record.level == 0 else ""
 
 
 class Wanted(Noun):
@@ -99,6 +142,39 @@ class Answer(Noun):
 
     found: tuple[Recalled, ...] = ()
     degraded: str = ""
+
+
+class Ids(Noun):
+    """Points by their ids."""
+
+    ids: tuple[str, ...] = Field(default=(), max_length=4_000)
+
+
+class Since(Noun):
+    """Asks which points were written after a place in the journal (bytes), at most `limit` of them."""
+
+    after: int = Field(default=0, ge=0)
+    limit: int = Field(default=2_000, ge=1, le=4_000)
+
+
+class Fresh(Noun):
+    """Points that were written, oldest first, and the place in the journal up to which these are all."""
+
+    ids: tuple[str, ...] = ()
+    upto: int
+
+
+class Cluster(Noun):
+    """Active points of one scope and kind that are all near one of them, the medoid; `alike` are pairs that may say
+    the same."""
+
+    medoid: str
+    members: tuple[Point, ...]
+    alike: tuple[tuple[str, str], ...] = ()
+
+
+class Clusters(Noun):
+    found: tuple[Cluster, ...] = ()
 
 
 class Health(Noun):

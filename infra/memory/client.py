@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -19,7 +19,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 
 from infra.errors import FactoryError, Unreachable
-from infra.memory import Answer, Health, Point, Record, Wanted
+from infra.memory import Answer, Cluster, Clusters, Fresh, Health, Ids, Mark, Point, Record, Since, Wanted
 from infra.memory.outbox import Outbox, private_folder
 from infra.memory.owner import Orders, reachable
 from infra.memory.records import admit, point_id
@@ -55,15 +55,19 @@ class Memory:
         owner runs, else when the next one does.
         """
         admitted = admit(record)
-        self._outbox.put(admitted)
+        self.write(admitted)
+        return Recorded(id=point_id(admitted), record=admitted)
+
+    def write(self, writing: Record | Mark) -> None:
+        """As `record`, for an admitted record and for marks. Raises DiskFull, ConfigError."""
+        self._outbox.put(writing)
         if self._orders.url is not None:
             self.keep_running()  # others wait for it
-        return Recorded(id=point_id(admitted), record=admitted)
 
     def search(self, wanted: Wanted) -> Answer:
         """What fits, best first. Raises nothing and takes at most `search_seconds`: without an answer by then it is
         `degraded` and says why."""
-        if self._is_empty():
+        if self.is_empty():
             return Answer()
         try:
             said = self._ask("POST", "/search", self._search_seconds, wanted.model_dump_json())
@@ -74,8 +78,47 @@ class Memory:
 
     def show(self, name: str) -> Point | None:
         """The point with this id. Raises Unreachable."""
-        found = Answer.model_validate_json(self._ask("GET", f"/points/{name}", ASK_SECONDS)).found
-        return found[0].point if found else None
+        return self.points([name]).get(name)
+
+    def points(self, ids: Iterable[str], seconds: float = ASK_SECONDS) -> dict[str, Point]:
+        """Those that are there, whatever their status. Raises Unreachable."""
+        return self._points("/points", Ids(ids=tuple(ids)).model_dump_json(), seconds)
+
+    def derived(self, ids: Iterable[str]) -> dict[str, Point]:
+        """Summaries that were made of any of these points. Raises Unreachable."""
+        return self._points("/derived", Ids(ids=tuple(ids)).model_dump_json(), ASK_SECONDS)
+
+    def stale(self) -> dict[str, Point]:
+        """Active points that nobody needs any more. Raises Unreachable."""
+        return self._points("/stale", None, ASK_SECONDS)
+
+    def _points(self, path: str, body: str | None, seconds: float) -> dict[str, Point]:
+        if self.is_empty():
+            return {}
+        found = Answer.model_validate_json(self._ask("POST", path, seconds, body)).found
+        return {each.point.id: each.point for each in found}
+
+    def fresh(self, after: int, limit: int) -> Fresh:
+        """Points that were written here after a place in the journal, 0 for all. Raises Unreachable."""
+        said = self._ask("POST", "/fresh", ASK_SECONDS, Since(after=after, limit=limit).model_dump_json())
+        return Fresh.model_validate_json(said)
+
+    def clusters(self, ids: Iterable[str]) -> tuple[Cluster, ...]:
+        """What belongs together with these points. Raises Unreachable."""
+        said = self._ask("POST", "/clusters", ASK_SECONDS, Ids(ids=tuple(ids)).model_dump_json())
+        return Clusters.model_validate_json(said).found
+
+    def settle(self, seconds: float = 60.0) -> None:
+        """Wait until the index has all that was written. Raises Unreachable when it is not so far by then."""
+        deadline = time.monotonic() + seconds
+        while self._outbox.count() or not self.is_empty():
+            health = self.health(max(deadline - time.monotonic(), 1.0))
+            if health.waiting == 0 and not health.behind:
+                return
+            if time.monotonic() > deadline:
+                reason = health.behind or f"{health.waiting} writings wait"
+                raise Unreachable(f"memory is not up to date after {seconds:.0f} s ({reason}); run it again later")
+            time.sleep(0.1)
 
     def rebuild(self) -> int:
         """Make the index anew from the journal; returns how many points it has. Raises Unreachable."""
@@ -88,7 +131,7 @@ class Memory:
 
     def keep_running(self) -> None:
         """Start an owner where none is, and do not wait for it; called now and then, it keeps one alive."""
-        if not self._is_empty():
+        if not self.is_empty():
             with suppress(FactoryError, OSError):
                 self._ask("GET", "/health", 0.0)
 
@@ -97,7 +140,16 @@ class Memory:
         with suppress(OSError, HTTPException, Unreachable):
             self._asked("POST", "/stop", 2.0, None)
 
-    def _is_empty(self) -> bool:
+    @property
+    def shared(self) -> bool:
+        """Whether other machines write to the same index."""
+        return self._orders.url is not None
+
+    @property
+    def folder(self) -> Path:
+        return self._orders.folder
+
+    def is_empty(self) -> bool:
         """Nothing was ever recorded here, and no server can know more."""
         has_any = (self._orders.folder / "journal.jsonl").exists() or self._outbox.count()
         return self._orders.url is None and not has_any

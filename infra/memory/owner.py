@@ -15,7 +15,7 @@ import socketserver
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 
 from infra.errors import CapacityUnavailable, FactoryError, InfraError, Unreachable
 from infra.files import write_atomically
-from infra.memory import Answer, Health, Recalled, Wanted
+from infra.memory import Answer, Clusters, Fresh, Health, Ids, Point, Recalled, Since, Wanted
 from infra.memory.embedding import Choice, open_embedder
 from infra.memory.outbox import Journal, Outbox, private_folder
 from infra.slots import sole
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from infra.memory.index import Index
 
 BATCH = 64
+FILLED_AT_ONCE = 512
+"""The engine syncs its files after each."""
 POLL_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 60.0
 REQUEST_SECONDS = 5.0
@@ -139,7 +141,7 @@ class Owner:
         batch = []
         for entry in self.journal.entries():
             batch.append(entry)
-            if len(batch) == BATCH:
+            if len(batch) == FILLED_AT_ONCE:
                 self._index.apply(batch)
                 batch = []
         self._index.apply(batch)
@@ -158,16 +160,37 @@ class Owner:
 
     def search(self, wanted: Wanted) -> Answer:
         """Raises InfraError when the index cannot be asked."""
-        if not self._ready:
-            raise Unreachable(self._behind or "the memory index is being opened")
         now = datetime.now(UTC)
-        found = tuple(self._index.search(wanted, now))
+        found = tuple(self._opened_index().search(wanted, now))
         if found:
             self._index.used([each.point.id for each in found], now)
         return Answer(found=found)
 
-    def show(self, name: str) -> Answer:
-        return Answer(found=tuple(Recalled(point=point, score=1.0) for point in self._index.get([name])))
+    def points(self, asked: Ids) -> Answer:
+        """Those that are there, whatever their status."""
+        return _answer_of(self._opened_index().get(asked.ids))
+
+    def derived(self, asked: Ids) -> Answer:
+        """Summaries that were made of any of them."""
+        return _answer_of(self._opened_index().derived(asked.ids))
+
+    def stale(self) -> Answer:
+        """Active points that nobody needs any more."""
+        return _answer_of(self._opened_index().stale(datetime.now(UTC)))
+
+    def clusters(self, asked: Ids) -> Clusters:
+        """What belongs together with these points."""
+        return Clusters(found=tuple(self._opened_index().clusters(asked.ids, datetime.now(UTC))))
+
+    def fresh(self, asked: Since) -> Fresh:
+        """Points that were written after a place in the journal."""
+        ids, upto = self.journal.since(asked.after, asked.limit)
+        return Fresh(ids=tuple(ids), upto=upto)
+
+    def _opened_index(self) -> Index:
+        if not self._ready:
+            raise Unreachable(self._behind or "the memory index is being opened")
+        return self._index
 
     def health(self) -> Health:
         return Health(
@@ -214,28 +237,42 @@ def open_client(orders: Orders) -> QdrantClient:
     return QdrantClient(url="http://embedded", transport=transport, check_compatibility=False)
 
 
+def _answer_of(points: Sequence[Point]) -> Answer:
+    return Answer(found=tuple(Recalled(point=point, score=1.0) for point in points))
+
+
+_ASKED: Mapping[str, tuple[type[BaseModel], Callable[[Owner, Any], Any]]] = {
+    "/search": (Wanted, Owner.search),
+    "/points": (Ids, Owner.points),
+    "/derived": (Ids, Owner.derived),
+    "/clusters": (Ids, Owner.clusters),
+    "/fresh": (Since, Owner.fresh),
+}
+"""Questions by their path: what they are asked with, and who answers."""
+_TOLD: Mapping[str, Callable[[Owner], Any]] = {
+    "/stale": Owner.stale,
+    "/rebuild": lambda owner: {"points": owner.rebuild()},
+    "/stop": Owner.stop,
+}
+
+
 class _Requests(BaseHTTPRequestHandler):
-    """`POST /search`, `GET /points/ID`, `GET /health`, `POST /rebuild`, `POST /stop`; answers are the models' JSON."""
+    """`GET /health`, and `POST` of `_ASKED` and `_TOLD`; answers are the models' JSON."""
 
     protocol_version = "HTTP/1.1"
     server: _Server
 
     def do_GET(self) -> None:
-        owner = self.server.owner
-        if self.path == "/health":
-            self._answer(owner.health)
-        else:
-            self._answer(lambda: owner.show(self.path.removeprefix("/points/")))
+        self._answer(self.server.owner.health)
 
     def do_POST(self) -> None:
         owner = self.server.owner
         body = self.rfile.read(min(int(self.headers.get("content-length") or 0), MOST_REQUEST_BYTES))
-        if self.path == "/rebuild":
-            self._answer(lambda: {"points": owner.rebuild()})
-        elif self.path == "/stop":
-            self._answer(owner.stop)
-        else:
-            self._answer(lambda: owner.search(Wanted.model_validate_json(body)))
+        if told := _TOLD.get(self.path):
+            self._answer(lambda: told(owner))
+            return
+        asked, answered = _ASKED.get(self.path, _ASKED["/search"])
+        self._answer(lambda: answered(owner, asked.model_validate_json(body)))
 
     def _answer(self, asked: Any) -> None:
         self.server.owner.asked_at = time.monotonic()
@@ -243,7 +280,7 @@ class _Requests(BaseHTTPRequestHandler):
             said = asked()
             status, text = 200, said.model_dump_json() if isinstance(said, BaseModel) else json.dumps(said)
         except ValidationError as error:
-            status, text = 400, json.dumps({"error": f"not a search: {error.error_count()} mistake(s)"})
+            status, text = 400, json.dumps({"error": f"not a question of memory: {error.error_count()} mistake(s)"})
         except InfraError as error:
             status, text = 503, json.dumps({"error": str(error)})
         data = text.encode()

@@ -43,6 +43,17 @@ def test_search_show_and_rebuild_say_what_is_there(point: str, capfd: pytest.Cap
     assert "memory search" in capfd.readouterr().err
 
 
+def test_a_point_is_forgotten_and_bad_names_say_what_to_do(point: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["memory", "forget", point, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out) == {"forgotten": [point]}
+    assert main(["memory", "search", "android build"]) == 0
+    assert "Nothing fits." in capfd.readouterr().out
+    assert main(["memory", "forget", "6f0f2c7e-0d8c-4f0e-9a55-6c1f0b7a5d11"]) == 2
+    assert "memory search" in capfd.readouterr().err
+    assert main(["memory", "revert", "20261101T000000-abcdef"]) == 2
+    assert "there is no consolidation" in capfd.readouterr().err
+
+
 def test_memory_that_is_turned_off_says_how_to_turn_it_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

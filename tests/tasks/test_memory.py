@@ -6,29 +6,33 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from infra.claims import Claim
 from infra.errors import NeedsHuman, TestsFailed, Unreachable
-from infra.memory import Answer, Point, Recalled, Record
+from infra.memory import Answer, Mark, Point, Recalled, Record
 from infra.memory.client import Memory
+from infra.memory.lines import CHARS_PER_TOKEN, RECALLED_POINTS, RECALLED_TOKENS, shown_lines
 from infra.memory.records import joined
 from tasks import services
 from tasks.context import render_prefix
 from tasks.memory import (
-    CHARS_PER_TOKEN,
-    RECALLED_POINTS,
-    RECALLED_TOKENS,
+    _credit,
+    _keep,
+    failed_before,
     failure_record,
     outcome_record,
     recall,
+    recall_more,
+    recalled_in,
     remember_failure,
-    rendered,
 )
-from tasks.models import Evidence, Job, Outcome, Policy, Repository, TestReport, Ticket
+from tasks.models import Decision, Evidence, Job, Outcome, Policy, Repository, TestReport, Ticket
 from tests.flows.conftest import Factory, _prefect, factory  # noqa: F401  fixtures
+from tests.infra.memory.serving import orders, serving
+from tests.infra.memory.test_owner import Server
 from tests.shop import write_ticket
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
@@ -39,6 +43,10 @@ REPORT = TestReport(command="pytest", exit_code=0)
 def point(text: str, **more: Any) -> Point:
     record = Record(**{"kind": "lesson", "text": text, "scope": "shop", "source": "run-1", "created_at": NOW, **more})
     return joined(None, record, "e")
+
+
+def rendered(given: Answer) -> tuple[str, ...]:
+    return tuple(shown_lines(given).values())
 
 
 def answer(*points: Point) -> Answer:
@@ -64,8 +72,9 @@ def job(**more: Any) -> Job:
 
 
 @pytest.fixture
-def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Memory]:
-    """The memory of this process's home, turned on."""
+def memory(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Memory]:
+    """The memory of this process's home, turned on, with an empty ledger."""
+    monkeypatch.setenv("DARKFACTORY_DATABASE_URL", database_url)
     monkeypatch.setenv("DARKFACTORY_HOME", str(tmp_path))
     monkeypatch.setenv("DARKFACTORY_MEMORY", json.dumps({"embedder": "bm25", "search_seconds": 60, "idle_seconds": 60}))
     services.close()
@@ -87,8 +96,9 @@ ATTACKS = [
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_poisoned_memory_stays_one_quoted_line_inside_its_fence(attack: str) -> None:
-    lines = rendered(answer(point(attack), point(attack, source=attack[:80], scope=attack[:80])))
-    assert len(lines) == 2
+    summary = point(attack, key="summary:1", level=1, derived_from=("a", "b"))
+    lines = rendered(answer(point(attack), point(attack, source=attack[:80], scope=attack[:80]), summary))
+    assert len(lines) == 3
     for line in lines:
         assert line.isprintable()
         head, _, quoted = line.partition("] ")
@@ -96,7 +106,7 @@ def test_a_poisoned_memory_stays_one_quoted_line_inside_its_fence(attack: str) -
         assert json.loads(quoted) is not None
     text = prompt(lines)
     inside = text.split(f"Lessons from earlier work:\n<<{NONCE}\n")[1].split(f"\n{NONCE}>>")[0]
-    assert len(inside.splitlines()) == 2
+    assert len(inside.splitlines()) == 3
     assert text.count(f"{NONCE}>>") == text.count(f"<<{NONCE}") == 2  # the ticket's and the memories'
 
 
@@ -161,6 +171,118 @@ def test_an_outcome_says_ticket_verdict_reasons_and_files_and_its_key_is_the_att
     assert record.error_signature == "Rejected: N test(s) fail now"
     won = outcome_record(job(), Outcome(ticket="T-1", decision="ACCEPT", reasons=("All good.",), rounds=1))
     assert (won.verdict, won.error_signature, won.confirmed) == ("ACCEPT", "", False)
+
+
+def started(key: str = "T-1", revision: str = "1") -> Job:
+    """A job whose ticket and attempt are in the ledger."""
+    ledger = services.ledger()
+    ledger.record_ticket(ticket(), "shop")
+    return job(attempt_id=ledger.start_attempt(key, "0" * 40, revision).id)
+
+
+def noted(given: Job, *points: str) -> None:
+    services.ledger().record_event(given.attempt_id, "T-1", "recalled", "memories", {"points": points})
+
+
+def credits(memory: Memory) -> list[tuple[str, str, float, float]]:
+    """Marks that wait: point, source, a, b."""
+    waiting = (entry.mark for _, entry in memory._outbox.waiting(99) if entry.mark)
+    return [(mark.points[0], mark.source, mark.a, mark.b) for mark in waiting]
+
+
+@pytest.mark.parametrize(("decision", "a", "b"), [("ACCEPT", 1.0, 0.0), ("REJECT", 0.0, 1.0)])
+async def test_the_verdict_speaks_for_or_against_what_the_run_recalled_once(
+    memory: Memory, decision: str, a: float, b: float
+) -> None:
+    """Also when the process that recalled was killed: the ledger knows what it was."""
+    given = started()
+    noted(given, "p1", "p2")
+    noted(given, "p2")  # a run that was killed asked again
+    noted(job(attempt_id=services.ledger().start_attempt("T-1", "0" * 40, "2").id), "p3")  # another attempt
+    source = f"attempt {given.attempt_id} of folder:T-1"
+    for _ in range(2):
+        assert _credit(given, cast(Decision, decision)) == ("p1", "p2")
+    assert set(credits(memory)) == {("p1", source, a, b), ("p2", source, a, b)}
+    events = [entry.event for _, entry in memory._outbox.waiting(99)]
+    assert len(events) == 2 * len(set(events))  # the journal takes each of them once
+
+
+async def test_many_points_share_the_weight_of_one_run(memory: Memory) -> None:
+    given = started()
+    noted(given, *(f"p{n}" for n in range(16)))
+    _credit(given, "ACCEPT")
+    assert {a for _, _, a, _ in credits(memory)} == {0.5}
+
+
+async def test_what_was_recalled_is_not_stored_again_as_new(memory: Memory) -> None:
+    pytest.importorskip("qdrant_edge", reason="memory's packages are not installed")
+    lesson = "Every build of the app wants a signed key from the vault first"
+    known = memory.record(Record(kind="lesson", text=lesson, scope="shop", created_at=NOW)).id
+    memory.settle()
+    given = started()
+    noted(given, known)
+    echo = Record(kind="lesson", text=lesson.upper(), scope="shop", key="another", created_at=NOW)
+    assert _keep(echo, (known,)) is None
+    kept = _keep(echo.model_copy(update={"text": f"{lesson}\nand the vault is closed at night"}), (known,))
+    assert kept is not None
+    assert kept.endswith('"and the vault is closed at night"')
+    assert (
+        _keep(echo.model_copy(update={"key": "", "text": lesson}), (known,)) is not None
+    )  # the point itself, seen again
+
+
+async def test_the_failure_of_the_attempt_before_is_asked_for(memory: Memory) -> None:
+    """By an error, and by what the judge said."""
+    assert failed_before(started()) == ""
+    first = started()
+    error = TestsFailed("Gradle build needs JDK 17, found 21")
+    services.ledger().end_attempt(first.attempt_id, "work_failed", type(error).__name__, str(error))
+    assert failed_before(job()) == failure_record(first, error).error_signature
+    second = started(revision="2")
+    services.ledger().record_verdict(second.attempt_id, 1, "c", "REJECT", ["2 test(s) fail now"], {})
+    services.ledger().end_attempt(second.attempt_id, "rejected")
+    assert failed_before(job()) == "Rejected: N test(s) fail now"
+
+
+async def test_an_agent_at_work_may_ask_and_the_verdict_speaks_for_what_it_was_told(memory: Memory) -> None:
+    pytest.importorskip("qdrant_edge", reason="memory's packages are not installed")
+    known = memory.record(
+        Record(kind="lesson", text="Gradle builds of the app need JDK 17", scope="shop", created_at=NOW)
+    ).id
+    memory.settle()
+    given = started()
+    said = await recall_more(given, "which JDK does gradle need")
+    assert said.endswith('"Gradle builds of the app need JDK 17"')
+    assert recalled_in(given) == (known,)
+
+
+async def test_a_server_that_is_away_gets_credits_and_forgetting_when_it_is_back(
+    memory: Memory, tmp_path: Path
+) -> None:
+    """M4: marks wait like records."""
+    pytest.importorskip("qdrant_edge", reason="memory's packages are not installed")
+    server = Server(tmp_path / "server")
+    server.close()
+    given = orders(tmp_path / "shared", url=f"http://127.0.0.1:{server.port}")
+    with serving(given) as away:
+        kept = away.record(
+            Record(kind="lesson", text="Gradle builds of the app need JDK 17", scope="shop", created_at=NOW)
+        ).id
+        gone = away.record(
+            Record(kind="lesson", text="Mrs Example lives in room 12 of it", scope="shop", created_at=NOW)
+        ).id
+        away.write(Mark(kind="credit", points=(kept,), source="attempt 7", a=1, at=NOW))
+        away.write(Mark(kind="forgotten", points=(gone,), source="a person", at=NOW))
+        with pytest.raises(Unreachable, match="run it again later"):
+            away.settle(1.0)
+        server = Server(tmp_path / "server", server.port)
+        try:
+            away.settle(100.0)
+            points = away.points([kept, gone])
+            assert (points[kept].helped, points[gone].status) == (1.0, "forgotten")
+            assert "Mrs Example" not in (given.folder / "journal.jsonl").read_text()
+        finally:
+            server.close()
 
 
 @pytest.mark.integration
