@@ -114,10 +114,15 @@ def materialise(ticket: BenchTicket, folder: Path) -> Path:
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{str(folder)!r} is not empty: choose a new folder for the repository of {ticket.key!r}")
     _plant(ticket, folder)
+    commit_all(folder, f"{ticket.repository}: current state")
+    return folder
+
+
+def commit_all(folder: Path, message: str) -> None:
+    """Make a folder of files a git repository: branch `main`, one commit, the same id every time."""
     _git(folder, "init", "--quiet", "--initial-branch=main", ".")
     _git(folder, "add", "--all", "--force")
-    _git(folder, "commit", "--quiet", "--message", f"{ticket.repository}: current state")
-    return folder
+    _git(folder, "commit", "--quiet", "--message", message)
 
 
 def _plant(ticket: BenchTicket, folder: Path) -> None:

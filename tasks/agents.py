@@ -32,7 +32,7 @@ from infra.redaction import redact
 from infra.sections import AgentSection, RoleSection
 from tasks import progress, services
 from tasks.asking import Asker
-from tasks.context import SYSTEM
+from tasks.context import SYSTEM, advised
 from tasks.edits import coder_checkout, edited_files, laid_files
 from tasks.failures import Ending as RunEnding
 from tasks.failures import Fault, Kind, classify
@@ -112,7 +112,7 @@ def prompt(brief: Brief, plan: Plan, unit: WorkUnit, tests: tuple[TestChange, ..
         red=f"These tests are red and should turn green: {', '.join(red)}\n" if red else "",
         command=f" with `{brief.policy.test}`" if brief.policy.test else "",
     )
-    return f"{SYSTEM}\n\n{brief.prefix}\n\n---\n{instruction}"
+    return f"{SYSTEM}\n\n{brief.prefix}\n\n---\n{advised(brief, instruction)}"
 
 
 # --- one session ------------------------------------------------------------------------------------------------------

@@ -32,11 +32,12 @@ from tasks.agents import agent_edit, coder_agent
 from tasks.answers import code_blocks, continued
 from tasks.asking import Asker, RecordedModel, ask, asker_for, chat
 from tasks.code_search import likely_paths
-from tasks.context import SYSTEM, fenced, language, rank_functions, source_files
+from tasks.context import SYSTEM, advised, fenced, language, rank_functions, source_files
 from tasks.edits import coder_checkout, edited_files, laid_files
 from tasks.evidence import run_tests
 from tasks.grants import grant_for, note_grant
 from tasks.hooks import prepared
+from tasks.memory import is_on, recall_more
 from tasks.models import (
     Brief,
     Change,
@@ -93,7 +94,7 @@ def angle(sample: int) -> tuple[str, str]:
 def light_instruction(brief: Brief, sample: int = 1, tests: tuple[TestChange, ...] = ()) -> str:
     """The coder's instruction, after the prefix that all samples and roles share."""
     named = ", ".join(f"`{name}`" for name in brief.suspects[:SUSPECTS]) or "the functions above"
-    return _failing(brief, tests) + angle(sample)[0].format(suspects=named, language=_language(brief))
+    return advised(brief, _failing(brief, tests) + angle(sample)[0].format(suspects=named, language=_language(brief)))
 
 
 def _language(brief: Brief) -> str:
@@ -179,7 +180,7 @@ def coder_key(arguments: dict[str, Any]) -> str:
     plan = arguments["plan"]
     arguments = arguments | {"plan": plan.model_copy(update={"usage": Usage()})}  # the same plan, whatever it took
     model = seat(arguments["job"], "coder", plan.effort).model
-    said = [arguments["job"].thought, model, arguments["brief"].prefix, PROMPT_VERSION]
+    said = [arguments["job"].thought, model, advised(arguments["brief"], arguments["brief"].prefix), PROMPT_VERSION]
     said += [agent] if (agent := coder_agent()) else []
     said += [pydantic_core.to_json(arguments[name]).decode() for name in names]
     return f"coder-{hashlib.sha256(json.dumps(said).encode()).hexdigest()}"
@@ -208,7 +209,7 @@ async def write_code(
     asker = asker_for(job, "coder", PROMPT_VERSION, candidate=candidate, round=round, effort=plan.effort)
     key = coder_key({"job": job, "brief": brief, "plan": plan, "unit": unit, "candidate": candidate, "round": round,
                      "tests": tests, "feedback": feedback, "given": given})  # fmt: skip
-    instruction, laid = _instruction(plan, unit, feedback), laid_files(tests, feedback, given)
+    instruction, laid = advised(brief, _instruction(plan, unit, feedback)), laid_files(tests, feedback, given)
     elsewhere = await code_on_runner(job, brief, unit, asker, instruction=instruction, laid=laid, key=key)
     if elsewhere is not None:
         return await verified_change(job, brief, asker, elsewhere)
@@ -283,12 +284,13 @@ async def tool_edit(
             answer=CoderAnswer,
             index=CodeIndex(mirror),
             vet=partial(vetted_question, job, brief, asker),
+            recall=partial(recall_more, job) if is_on() else None,
         )
         model = RecordedModel(asker, await services.model_named(job.model))
         result = await run_agent(
             model,
             SYSTEM,
-            f"{brief.prefix}\n\n---\n{_instruction(plan, unit, feedback)}",
+            f"{brief.prefix}\n\n---\n{advised(brief, _instruction(plan, unit, feedback))}",
             toolbox,
             AGENT_LIMITS,
             _watch(brief, asker),

@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from infra.syntax import Function, functions, is_source
 from infra.test_runners import is_test_path
-from tasks.models import CodeExcerpt, Frozen, Policy, TestReport, Ticket
+from tasks.models import Brief, CodeExcerpt, Frozen, Policy, TestReport, Ticket
 
 SYSTEM = (
     "You are a careful senior software engineer. You are given a ticket and code of a repository. "
@@ -187,6 +187,11 @@ def language(path: str) -> str:
 def fenced(text: str, nonce: str) -> str:
     """Text from outside between marks it cannot close (WS8): the nonce is secret and blanked out in the text."""
     return f"<<{nonce}\n{text.replace(nonce, ' ').strip()}\n{nonce}>>"
+
+
+def advised(brief: Brief, instruction: str) -> str:
+    """A role's instruction with the corrections of this kind of work before it; without any it stays as it is."""
+    return f"{brief.corrections}\n\n{instruction}" if brief.corrections else instruction
 
 
 def nonce_for(secret: bytes, ticket: Ticket) -> str:

@@ -26,6 +26,9 @@ _OWN_MISTAKES = {
     "ReferenceError", "ERR_MODULE_NOT_FOUND", "MODULE_NOT_FOUND",
 }  # fmt: skip
 
+MOST_REASONS, REASON_CHARS = 20, 300
+"""Of failed tests whose own words a report keeps."""
+
 
 async def run_tests(sandbox: Sandbox, worktree: Path, policy: Policy, only: Sequence[str] = ()) -> TestReport:
     """Set a checkout up as the policy says and run its tests, or `only` some files or ids of it.
@@ -60,6 +63,18 @@ async def red_tests(
         brief.repository.base_sha, files, stand_ins=True
     )
     return _only_red(report, run, brief)
+
+
+async def new_tests_on_base(
+    mirror: Mirror, sandbox: Sandbox, worktrees_root: Path, brief: Brief, files: Mapping[str, str]
+) -> tuple[TestReport, dict[str, TestResult]]:
+    """New tests on the base commit as it is: a name that the code does not have is a mistake of the test."""
+    refused = refused_tests(mirror, brief.repository.base_sha, files)
+    if refused:
+        return TestReport(command="", exit_code=0, error=" ".join(refused)), {}
+    bench = _Bench(mirror, sandbox, worktrees_root, brief)
+    report, run = await bench.new_tests(brief.repository.base_sha, files, stand_ins=False)
+    return report, run.results if run is not None else {}
 
 
 async def gather_evidence(
@@ -203,7 +218,15 @@ def _report(run: TestRun) -> TestReport:
     return TestReport(
         command=run.command, exit_code=run.exit_code, seconds=run.seconds, timed_out=run.timed_out,
         tests={name: result.outcome for name, result in run.results.items()}, output=run.output, error=run.error,
+        reasons=_reasons(run.results),
     )  # fmt: skip
+
+
+def _reasons(results: Mapping[str, TestResult]) -> dict[str, str]:
+    """What the first failed tests say, in the order of their ids."""
+    failed = sorted(name for name, result in results.items() if result.outcome == "failed")[:MOST_REASONS]
+    said = {name: f"{results[name].exception}: {results[name].message}"[:REASON_CHARS] for name in failed}
+    return {name: text for name, text in said.items() if text.strip(": \n")}
 
 
 # ---- what the outcomes mean -------------------------------------------------------------------------------------

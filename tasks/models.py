@@ -86,6 +86,8 @@ class TestReport(Frozen):
     timed_out: bool = False
     output: str = ""
     """Trimmed tail for people and prompts; never the whole output."""
+    reasons: dict[str, str] = {}
+    """`Exception: message` of failed tests by id, of the first `tasks.evidence.MOST_REASONS`."""
     error: str | None = None
     """Why the run says nothing about the code (did not start, timed out, flooded the output), else None."""
 
@@ -180,6 +182,8 @@ class Brief(Frozen):
     nonce: str = ""
     """Marks text from outside in every prompt of this ticket."""
     prefix: str = ""
+    corrections: str = ""
+    """What coder and testers are told after the prefix about failures of earlier attempts; empty: nothing."""
 
 
 class Finding(Frozen):
@@ -319,6 +323,8 @@ class Result(Frozen):
     audits: tuple[Audit, ...] = ()
     verdict: Verdict
     rounds: int
+    refused: tuple[Candidate, ...] = ()
+    """What the judge sent back before, oldest first."""
 
 
 class Greenfield(Frozen):
@@ -350,6 +356,8 @@ class Job(Frozen):
     """Started by the dispatcher, not by a person."""
     final: bool = True
     """A failure is the last word; else another attempt follows."""
+    coder_level: Literal["strong"] | None = None
+    """What was learned from earlier runs puts the coder here (`tasks.feedback`); None: the settings decide."""
     greenfield: Greenfield | None = None
     """The ticket is the specification of a whole application (`darkfactory build`)."""
 

@@ -21,7 +21,7 @@ from tasks import paper, progress, services
 from tasks.answers import code_blocks, continued
 from tasks.asking import Asker, ask, asker_for, chat
 from tasks.code_search import sources
-from tasks.context import SYSTEM
+from tasks.context import SYSTEM, advised
 from tasks.evidence import red_tests
 from tasks.models import Brief, Evidence, Job, Message, ModelRequest, Plan, TestChange, TestReport, Ticket, Usage
 from tasks.paper import Signature, Status
@@ -437,11 +437,11 @@ def _request(
 ) -> ModelRequest:
     start, imports, small = opening(at, brief, names, path), import_lines(brief, names, path), at.tier == "small"
     begun = (Message(role="assistant", content=start),) if start else ()
-    told = instruction(brief, imports) if small else planned_instruction(brief, plan, asker.candidate, imports)
+    asked = instruction(brief, imports) if small else planned_instruction(brief, plan, asker.candidate, imports)
     if job.greenfield:
-        told = application_instruction(brief, plan, asker.candidate, path)
+        asked = application_instruction(brief, plan, asker.candidate, path)
     return ModelRequest(
-        messages=(*chat(brief.prefix, SYSTEM, told), *begun),
+        messages=(*chat(brief.prefix, SYSTEM, advised(brief, asked)), *begun),
         max_tokens=TEST_TOKENS if small else (12 if job.greenfield else 4) * TEST_TOKENS,
         stop=("\n```",) if start else (),
         temperature=TEMPERATURES[(asker.sample - 1) % len(TEMPERATURES)],
