@@ -28,6 +28,10 @@ class Objects(Protocol):
         """All keys that begin with `prefix`, sorted."""
         ...
 
+    def delete(self, key: str) -> None:
+        """Forget it; nothing when it is not stored."""
+        ...
+
 
 def open_objects(settings: Settings) -> Objects:
     """The store in the folder `objects` of the home folder."""
@@ -53,8 +57,17 @@ class FolderObjects:
             raise ConfigError(f"object {key!r} cannot be read from {str(file)!r}: {error.strerror}") from error
 
     def list(self, prefix: str = "") -> list[str]:
-        keys = (file.relative_to(self.path).as_posix() for file in self.path.rglob("*") if file.is_file())
+        folder = self._file(name) if (name := prefix.rpartition("/")[0]) else self.path
+        keys = (file.relative_to(self.path).as_posix() for file in folder.rglob("*") if file.is_file())
         return sorted(key for key in keys if key.startswith(prefix) and _KEY.fullmatch(key))
+
+    def delete(self, key: str) -> None:
+        try:
+            self._file(key).unlink(missing_ok=True)
+        except NotADirectoryError:
+            return
+        except OSError as error:
+            raise ConfigError(f"object {key!r} cannot be deleted: {error.strerror}; look at its rights") from error
 
     def _file(self, key: str) -> Path:
         """The file of `key`, certainly below the folder, also when a link lies in between."""

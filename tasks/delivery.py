@@ -67,7 +67,7 @@ async def archive(job: Job, plan: Plan, result: Result, usage: Usage) -> None:
         "repository": job.repository.model_dump(mode="json"),
         "model": job.model,
         "plan": plan.model_dump(mode="json"),
-        **result.model_dump(mode="json", exclude={"evidence": {"diff"}}),
+        **result.model_dump(mode="json", exclude={"evidence": {"diff"}, "refused": True}),
         "usage": usage.model_dump(mode="json"),
     }
     folder = f"{job.ticket.key}/attempt-{job.attempt}"

@@ -1,4 +1,5 @@
-"""Which model a role uses for a ticket: the level that factory.yaml gives the role at the plan's effort."""
+"""Which model a role uses for a ticket: the level that factory.yaml gives the role at the plan's effort, or that earlier runs
+taught to give the coder."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ class Seat(Frozen):
 
 def seat(job: Job, role: str, effort: int = 1) -> Seat:
     """The model of `role` for this job. An attempt that is escalated uses the strong level for every role."""
-    if level_of(role, effort) == "strong":
+    lifted = role == "coder" and job.coder_level == "strong" and services.has_strong()
+    if lifted or level_of(role, effort) == "strong":
         strong = services.router("strong")
         return Seat(model=strong.name, tier=strong.tier, context_tokens=strong.context_tokens)
     return Seat(model=job.model, tier=job.tier, context_tokens=job.context_tokens)

@@ -34,6 +34,17 @@ def test_what_is_put_is_got_listed_and_replaced(objects: FolderObjects) -> None:
     assert objects.get("T-10/log/deeper") is None
     assert objects.list() == ["T-1/1/diff", "T-10/log"]
     assert objects.list("T-1/") == ["T-1/1/diff"]
+    assert objects.list("T-1") == ["T-1/1/diff", "T-10/log"]
+    assert objects.list("T-9/1/") == []
+
+
+def test_what_is_deleted_is_gone_and_deleting_it_again_changes_nothing(objects: FolderObjects) -> None:
+    objects.put("T-1/1/diff", b"one")
+    objects.put("T-1/1/log", b"two")
+    for _ in range(2):
+        objects.delete("T-1/1/diff")
+    objects.delete("T-1/1/log/deeper")
+    assert objects.list() == ["T-1/1/log"]
 
 
 @pytest.mark.parametrize(
