@@ -44,6 +44,7 @@ from deployments.engine import (
     wait_for_server,
     write_record,
 )
+from deployments.repair import following
 from infra.claims import Claims
 from infra.database import Database, open_database
 from infra.errors import CapacityUnavailable, ConfigError, FactoryError, Unreachable
@@ -192,7 +193,7 @@ def _be_a_node(settings: Settings, database: Database, name: str, slots: int, la
                     raise _ended(settings, name)
                 _join_fleet(fleet, settings, name, slots, labels)
                 say(f"node {name!r} joined with {slots} slot(s), labels: {', '.join(labels) or 'none'}")
-                with served(settings) as memory:
+                with served(settings) as memory, following(settings, database, name):
                     _live(fleet, claims, settings, name, worker, say, memory)
             finally:
                 _tell(fleet, settings, name, "draining")  # nothing new is given to it while its runs end

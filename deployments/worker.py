@@ -15,8 +15,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -45,10 +46,12 @@ from deployments.engine import engine_environment, read_record
 from deployments.run_process import LOST, Answer, Order
 from infra import processes
 from infra.errors import ConfigError, FactoryError, Unreachable
+from infra.releases import INSTALLED, Releases
 from infra.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.responses import WorkerFlowRunResponse
 
 POLL_SECONDS = 0.5
 AGAIN_SECONDS = 10.0
@@ -121,14 +124,17 @@ class Run:
 
 
 class Spawner:
-    """The warm process, as the worker sees it: started when needed, and again when it died."""
+    """The warm process, as the worker sees it: started when needed, and again when it died. `code` is the folder of a
+    release, None for the installed package; `users` counts who is about to start a run here, or has one."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, code: Path | None = None) -> None:
         self._settings = settings
+        self._code = {"PYTHONPATH": str(code)} if code else {}
         self._process: asyncio.subprocess.Process | None = None
         self._listening: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
         self._starting = asyncio.Lock()
+        self.users = 0
         self._runs: dict[int, Run] = {}
         self._number = 0
 
@@ -150,7 +156,7 @@ class Spawner:
         folder.mkdir(parents=True, exist_ok=True)
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-P", "-m", "deployments.run_process", *WARM_PACKAGES,
-            env={**os.environ, processes.MARK: processes.UNMARKED}, cwd=folder, start_new_session=True,
+            env={**os.environ, **self._code, processes.MARK: processes.UNMARKED}, cwd=folder, start_new_session=True,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         self._listening = asyncio.create_task(self._listen(process))
@@ -177,7 +183,7 @@ class Spawner:
         self._number += 1
         home = self._settings.root
         log, folder = home / "logs" / "runs" / f"{run_id}.log", home / "prefect" / "empty"
-        order = Order(what="start", number=self._number, run=run_id, environment=dict(environment), folder=str(folder), log=str(log))  # fmt: skip
+        order = Order(what="start", number=self._number, run=run_id, environment={**environment, **self._code}, folder=str(folder), log=str(log))  # fmt: skip
         run = self._runs[order.number] = Run(order)
         try:
             await self._say(order)
@@ -218,17 +224,87 @@ class Spawner:
         await self._listening
 
 
+class Spawners:
+    """A warm process for each release that runs come from. A run starts on the one that is current then and ends on it.
+
+    A release whose warm process does not start is left, and refused, on this machine at once: the run starts on the one
+    before. Runs tagged `installed` never come from a release.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings, self._releases = settings, Releases(settings.root)
+        self._by_release: dict[str, Spawner] = {}
+
+    async def start(self) -> None:
+        """Return when the current one is warm. Raises Unreachable."""
+        async with self._warm(self._releases.current()):
+            pass
+
+    @asynccontextmanager
+    async def run(self, run_id: str, environment: Mapping[str, str], tags: Sequence[str]) -> AsyncIterator[Run]:
+        """As `Spawner.run`."""
+        release = INSTALLED if INSTALLED in tags else self._releases.current()
+        async with self._warm(release) as spawner, spawner.run(run_id, environment) as run:
+            yield run
+
+    @asynccontextmanager
+    async def _warm(self, release: str) -> AsyncIterator[Spawner]:
+        async with AsyncExitStack() as using:
+            try:
+                spawner = using.enter_context(self._used(release))
+                await spawner.start()
+            except (Unreachable, ConfigError):
+                if release == INSTALLED:
+                    raise
+                await using.aclose()
+                spawner = await using.enter_async_context(self._warm(self._left(release)))
+            yield spawner
+        await self._retire()
+
+    def _left(self, release: str) -> str:
+        """Which release is current once this one, which does not start, was left."""
+        if self._releases.current() == release:
+            _log.error("release=%s outcome=refused reason='its warm process does not start'", release)
+            with suppress(ConfigError):
+                self._releases.roll_back()
+        current = self._releases.current()
+        return INSTALLED if current == release else current
+
+    @contextmanager
+    def _used(self, release: str) -> Iterator[Spawner]:
+        if release not in self._by_release:
+            self._by_release[release] = Spawner(self._settings, self._releases.path(release))
+        spawner = self._by_release[release]
+        spawner.users += 1
+        try:
+            yield spawner
+        finally:
+            spawner.users -= 1
+
+    async def _retire(self) -> None:
+        """End the warm processes of releases that nothing comes from any more."""
+        wanted = (self._releases.current(), INSTALLED)
+        idle = [name for name, each in self._by_release.items() if each.users == 0 and name not in wanted]
+        for spawner in [self._by_release.pop(name) for name in idle]:
+            await spawner.stop()
+
+    async def stop(self) -> None:
+        """End all of them."""
+        for spawner in self._by_release.values():
+            await spawner.stop()
+
+
 class _Starter:
     """Starts one run, in the way Prefect's `FlowRunExecutor` asks for it."""
 
-    def __init__(self, spawner: Spawner, environment: Mapping[str, str], on_started: Started) -> None:
+    def __init__(self, spawner: Spawners, environment: Mapping[str, str], on_started: Started) -> None:
         self._spawner, self._environment, self._on_started = spawner, environment, on_started
 
     async def start(
         self, flow_run: FlowRun, task_status: anyio.abc.TaskStatus[ProcessHandle] = anyio.TASK_STATUS_IGNORED
     ) -> None:
         run_id = str(flow_run.id)
-        async with self._spawner.run(run_id, self._environment) as run:
+        async with self._spawner.run(run_id, self._environment, flow_run.tags) as run:
             if run.pid is None:
                 raise Unreachable("the process that runs are forked from died")
             await asyncio.to_thread(self._on_started, run_id, run.pid, run.started)
@@ -251,7 +327,7 @@ class NodeWorker(BaseWorker[ProcessJobConfiguration, ProcessVariables, ProcessWo
     ) -> None:
         name = re.sub("[/%]", "-", f"{settings.node_name} {pool}")
         super().__init__(pool, name=name, prefetch_seconds=0, create_pool_if_not_found=False, limit=slots)
-        self._spawner = Spawner(settings)
+        self._spawner = Spawners(settings)
         self._executing = FlowRunExecutorContext()
         self._on_started, self._on_ended, self._on_ready = on_started, on_ended, on_ready
 
@@ -275,6 +351,12 @@ class NodeWorker(BaseWorker[ProcessJobConfiguration, ProcessVariables, ProcessWo
             await super().__aexit__(*exc_info)
         finally:
             await self._parts.aclose()
+
+    async def _submit_scheduled_flow_runs(self, flow_run_response: list[WorkerFlowRunResponse]) -> list[FlowRun]:
+        """Without runs whose process is still going: one that is resumed the moment it was suspended ends Prefect's worker
+        (3.8.8: "this borrower is already holding one of this CapacityLimiter's tokens"). They are taken at the next poll."""
+        going = self.limiter.statistics().borrowers
+        return await super()._submit_scheduled_flow_runs([e for e in flow_run_response if e.flow_run.id not in going])
 
     async def run(
         self,

@@ -21,6 +21,7 @@ import httpx
 import pytest
 
 from deployments import nodes
+from deployments.definitions import control_table
 from deployments.engine import free_port, read_record
 from infra.boards import Ticket
 from infra.claims import Claim, Claims
@@ -138,7 +139,7 @@ def test_up_runs_server_dispatcher_gateway_and_a_node_and_leaves_nothing_behind(
             assert api.get("/work_pools/control").json()["concurrency_limit"] == 4
             assert api.get(f"/work_pools/node-{name}").json()["concurrency_limit"] == home.settings.model_slots + 1
             names = {deployment["name"] for deployment in api.post("/deployments/filter", json={}).json()}
-            assert names == {"dispatch", "janitor", "steward", "refine", name}
+            assert names == {each.name for each in control_table(home.settings)} | {name}
             automations = {each["name"] for each in api.post("/automations/filter", json={}).json()}
             assert automations == {"dispatch on webhook", "steward on webhook", "refine on dispatch"}
             tell(api, "pull-request", "touched", {"repository": "", "branch": "", "number": "7"})
