@@ -10,12 +10,13 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
+from pydantic import BaseModel
 from typer._click.exceptions import ClickException
 
 from infra.errors import ConfigError, FactoryError, InfraError
@@ -319,6 +320,50 @@ def refine(
     return 0 if ended is not None and ended.decision == "ACCEPT" else 1
 
 
+@app.command()
+def calibrate(
+    dry_run: Annotated[bool, typer.Option(help="Show what it would be now; keep nothing.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Compare what runs were like with how they ended, once a day. The JSON object is tasks.feedback.Calibration."""
+    from deployments.feedback import calibrate_now, calibration_view
+
+    with _reserved_stdout() as out:
+        made = calibrate_now(_settings(), dry_run)
+        if as_json:
+            return _print_json(out, made.model_dump(mode="json"))
+        return _print(out, calibration_view(made))
+
+
+corpus_app = typer.Typer(help="Training examples that accepted runs left; without a command: how many.")
+app.add_typer(corpus_app, name="corpus")
+
+
+@corpus_app.callback(invoke_without_command=True)
+def corpus(context: typer.Context, as_json: Json = False) -> int:
+    """Count the examples by kind and repository. The JSON object is {"corpus": [tasks.corpus.Holding]}."""
+    from deployments.feedback import corpus_view, held
+
+    if context.invoked_subcommand is not None:
+        return 0
+    with _reserved_stdout() as out:
+        found = held(_settings())
+        if as_json:
+            return _print_json(out, {"corpus": [each.model_dump(mode="json") for each in found]})
+        return _print(out, corpus_view(found))
+
+
+@corpus_app.command("forget")
+def corpus_forget(
+    repo: Annotated[str, typer.Option(help="The repository's name, as `darkfactory corpus` prints it.")],
+) -> int:
+    """Delete all examples of a repository."""
+    from deployments.feedback import forgotten
+
+    _say(f"{forgotten(_settings(), repo)} examples of {repo} were deleted")
+    return 0
+
+
 memory_app = typer.Typer(no_args_is_help=True, help="What earlier work left behind.")
 app.add_typer(memory_app, name="memory")
 
@@ -364,6 +409,338 @@ def memory_rebuild(as_json: Json = False) -> int:
         if as_json:
             return _print_json(out, {"points": points})
         return _print(out, f"The index was made anew from the journal: {points} points.")
+
+
+@memory_app.command("consolidate")
+def memory_consolidate(
+    dry_run: Annotated[bool, typer.Option(help="Show what it would do; change nothing, ask no model.")] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Bring together what belongs together. The JSON object is tasks.consolidation.Consolidated."""
+    from deployments import memory
+
+    with _reserved_stdout() as out:
+        done = memory.consolidate(_settings(), dry_run, verbose)
+        return _answer(out, as_json, done, memory.consolidated_view)
+
+
+@memory_app.command("revert")
+def memory_revert(
+    consolidation: Annotated[str, typer.Argument(metavar="ID", help="As `memory consolidate` prints it.")],
+    as_json: Json = False,
+) -> int:
+    """Undo a consolidation. The JSON object is infra.memory.upkeep.Plan."""
+    from deployments import memory
+
+    with _reserved_stdout() as out:
+        plan = memory.revert(_settings(), consolidation)
+        return _answer(out, as_json, plan, lambda plan: f"{plan.id} is undone: {len(plan.touched)} points are back.")
+
+
+@memory_app.command("forget")
+def memory_forget(
+    point: Annotated[str, typer.Argument(help="The point's id, as `memory search` prints it.")], as_json: Json = False
+) -> int:
+    """Remove a point and the summaries that say it, for good. The JSON object is {"forgotten": [ids]}."""
+    from deployments import memory
+
+    with _reserved_stdout() as out:
+        gone = memory.forget(_settings(), point)
+        if as_json:
+            return _print_json(out, {"forgotten": list(gone)})
+        return _print(out, f"Gone from index and journal: {' '.join(gone)}.")
+
+
+@app.command()
+def mcp() -> int:
+    """Memory for other agents of this machine: a server of the Model Context Protocol on stdin and stdout."""
+    from deployments.mcp import serve
+
+    with _reserved_stdout() as out:
+        serve(_settings(), sys.stdin.buffer, out)
+    return 0
+
+
+repair_app = typer.Typer(no_args_is_help=True, help="Repairs of the factory's own code, and its releases.")
+app.add_typer(repair_app, name="repair")
+
+
+@repair_app.command("status")
+def repair_status(as_json: Json = False) -> int:
+    """Show repairs, releases and nodes. The JSON object is deployments.repair.RepairStatus."""
+    from deployments import repair
+
+    with _reserved_stdout() as out:
+        status = repair.take_status(_settings())
+        if as_json:
+            return _print_json(out, status.model_dump(mode="json"))
+        return _print(out, repair.status_view(status))
+
+
+@repair_app.command("approve")
+def repair_approve(
+    number: Annotated[int, typer.Argument(help="The repair, as `repair status` prints it.")], as_json: Json = False
+) -> int:
+    """Let a repair of high effort go on. The JSON object is infra.repairs.Repair."""
+    import getpass
+
+    from deployments import repair
+
+    with _reserved_stdout() as out:
+        approved = repair.approve(_settings(), number, getpass.getuser())
+        if as_json:
+            return _print_json(out, approved.model_dump(mode="json"))
+        return _print(out, f"Repair {number} goes on with the next look.")
+
+
+@repair_app.command("rollback")
+def repair_rollback(as_json: Json = False) -> int:
+    """Go back to the release before, here at once and without a database. The JSON object is {"left", "now", "problem"}."""
+    from deployments import repair
+
+    with _reserved_stdout() as out:
+        left, now, problem = repair.roll_back(_settings())
+        if as_json:
+            return _print_json(out, {"left": left, "now": now, "problem": problem})
+        told = f"the other nodes could not be told: {problem}" if problem else "the other nodes follow"
+        return _print(out, f"New runs come from {now} again; {left} is not used here any more; {told}.")
+
+
+@repair_app.command("resume")
+def repair_resume(as_json: Json = False) -> int:
+    """Repair again after too many rollbacks stopped it. The JSON object is {"resumed": boolean}."""
+    from deployments import repair
+
+    with _reserved_stdout() as out:
+        resumed = repair.resume(_settings())
+        if as_json:
+            return _print_json(out, {"resumed": resumed})
+        return _print(out, "Repairs go on." if resumed else "Nothing was stopped.")
+
+
+@repair_app.command("now")
+def repair_now(as_json: Json = False, verbose: Verbose = False) -> int:
+    """Look once, and work here what is due. The JSON object is tasks.repair.Repaired."""
+    from deployments import repair
+
+    with _reserved_stdout() as out:
+        done = repair.repair_now(_settings(), verbose)
+        if as_json:
+            return _print_json(out, done.model_dump(mode="json"))
+        lines = [f"repair {number}: {stage}" for number, stage in done.stages.items()]
+        return _print(
+            out, "\n".join([*lines, *filter(None, [done.halted])]) or "Nothing of our own fails often enough."
+        )
+
+
+housekeeping_app = typer.Typer(no_args_is_help=True, help="Work the factory finds by itself.")
+app.add_typer(housekeeping_app, name="housekeeping")
+
+
+@housekeeping_app.command("list")
+def housekeeping_list(as_json: Json = False) -> int:
+    """Show chores, schedules and last runs. The JSON object is deployments.housekeeping.Overview."""
+    from deployments import housekeeping
+
+    with _reserved_stdout() as out:
+        overview = housekeeping.take_overview(_settings())
+        if as_json:
+            return _print_json(out, overview.model_dump(mode="json"))
+        return _print(out, housekeeping.overview_table(overview))
+
+
+@housekeeping_app.command("run")
+def housekeeping_run(
+    chore: Annotated[str, typer.Argument(help="A name that `housekeeping list` shows.")],
+    repo: Annotated[str | None, typer.Option(help="A name in factory.yaml; default: all repositories.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Show what it would do; write nothing.")] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Run one chore here and now. The JSON object is {"swept": [tasks.backlog.Swept]}."""
+    from deployments import housekeeping
+
+    with _reserved_stdout() as out:
+        swept = housekeeping.run_now(_settings(), chore, repo, dry_run, verbose)
+        if as_json:
+            return _print_json(out, {"swept": [each.model_dump(mode="json") for each in swept]})
+        return _print(out, housekeeping.swept_table(swept))
+
+
+playbook_app = typer.Typer(no_args_is_help=True, help="Operations that run without a model.")
+app.add_typer(playbook_app, name="playbook")
+Repo = Annotated[str | None, typer.Option(help="A name in factory.yaml, or a path; not needed when there is only one.")]
+PlaybookName = Annotated[str, typer.Argument(help="The playbook's name.")]
+PlaybookRunId = Annotated[str, typer.Argument(metavar="RUN", help="The run, as `playbook list` prints it.")]
+
+
+@playbook_app.command("list")
+def playbook_list(repo: Repo = None, as_json: Json = False) -> int:
+    """List a repository's playbooks and their newest runs. The JSON object is deployments.playbooks.Overview."""
+    from deployments import playbooks
+
+    with _reserved_stdout() as out:
+        found = playbooks.overview(_settings(), repo)
+        return _answer(out, as_json, found, playbooks.overview_view)
+
+
+@playbook_app.command("show")
+def playbook_show(name: PlaybookName, repo: Repo = None, as_json: Json = False) -> int:
+    """Show a playbook's file, state and runs. The JSON object is deployments.playbooks.Shown."""
+    from deployments import playbooks
+
+    with _reserved_stdout() as out:
+        return _answer(out, as_json, playbooks.show(_settings(), name, repo), playbooks.shown_view)
+
+
+@playbook_app.command("observe")
+def playbook_observe(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE.yaml", help="The operation that was carried out.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="In place of a file: what was asked for.")] = None,
+    command: Annotated[list[str] | None, typer.Option(help="One step of it, as it was run; once for each.")] = None,
+    repo: Repo = None,
+    as_json: Json = False,
+) -> int:
+    """Keep an operation that somebody carried out; enough equal ones make a playbook. The JSON object is tasks.operations.Noted."""
+    from deployments import playbooks
+
+    with _reserved_stdout() as out:
+        noted = playbooks.observe(_settings(), repo, file, title, command or [])
+        return _answer(out, as_json, noted, playbooks.noted_view)
+
+
+@playbook_app.command("approve")
+def playbook_approve(
+    what: Annotated[str, typer.Argument(metavar="NAME|RUN", help="A playbook, or a run that waits at a step.")],
+    repo: Repo = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Approve the content of a playbook as it is now, or the step that a run waits for. The JSON object is deployments.playbooks.Shown, or tasks.playbooks.Ran of a run."""
+    from deployments import playbooks
+
+    with _reserved_stdout() as out:
+        done = playbooks.approve(_settings(), what, repo, verbose)
+        return _answer(out, as_json, done, playbooks.approved_view)
+
+
+@playbook_app.command("reject")
+def playbook_reject(run: PlaybookRunId, as_json: Json = False, verbose: Verbose = False) -> int:
+    """Refuse the step that a run waits for; what it did is taken back. The JSON object is tasks.playbooks.Ran."""
+    from deployments import playbooks
+
+    with _reserved_stdout() as out:
+        return _answer(out, as_json, playbooks.reject(_settings(), run, verbose), playbooks.approved_view)
+
+
+@playbook_app.command("disable")
+def playbook_disable(
+    name: PlaybookName,
+    reason: Annotated[str, typer.Option(help="Shown wherever it is shown.")] = "disabled by hand",
+    repo: Repo = None,
+    as_json: Json = False,
+) -> int:
+    """Let no run of a playbook begin until it is approved again. The JSON object is deployments.playbooks.Shown."""
+    from deployments import playbooks
+
+    with _reserved_stdout() as out:
+        return _answer(out, as_json, playbooks.disable(_settings(), name, repo, reason), playbooks.shown_view)
+
+
+@playbook_app.command("run")
+def playbook_run(
+    name: Annotated[str | None, typer.Argument(help="The playbook's name.")] = None,
+    set: Annotated[list[str] | None, typer.Option(help="A parameter, as name=value; once for each.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the commands and run none.")] = False,
+    resume: Annotated[str | None, typer.Option(metavar="RUN", help="In place of NAME: go on with a run.")] = None,
+    repo: Repo = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Run a playbook here. Exit code 1 when it was rolled back or waits. The JSON object is tasks.playbooks.Ran, or {"commands": […]}."""
+    from deployments import playbooks
+
+    if (name is None) == (resume is None):
+        raise ConfigError("give the NAME of a playbook, or --resume RUN")
+    with _reserved_stdout() as out:
+        if name is not None and dry_run:
+            commands = playbooks.rehearse(_settings(), name, repo, set or [])
+            return _print_json(out, {"commands": commands}) if as_json else _print(out, "\n".join(commands))
+        ran = (
+            playbooks.run(_settings(), name, repo, set or [], verbose)
+            if name is not None
+            else playbooks.resume(_settings(), resume or "", verbose)
+        )
+        _answer(out, as_json, ran, playbooks.approved_view)
+    return 0 if ran.state == "succeeded" else 1
+
+
+@playbook_app.command("settle")
+def playbook_settle(
+    run: PlaybookRunId,
+    how: Annotated[
+        Literal["done", "again", "undo", "clean"],
+        typer.Argument(help="The step was done; do it again; take all back; it was all put right by hand."),
+    ],
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Say what became of a step when only a person can know; the run goes on from there. The JSON object is tasks.playbooks.Ran."""
+    from deployments import playbooks
+
+    with _reserved_stdout() as out:
+        return _answer(out, as_json, playbooks.settle(_settings(), run, how, verbose), playbooks.approved_view)
+
+
+lessons_app = typer.Typer(no_args_is_help=True, help="Corrections that came from failures seen three times.")
+app.add_typer(lessons_app, name="lessons")
+
+
+@lessons_app.command("list")
+def lessons_list(
+    repo: Annotated[str | None, typer.Option(help="Of this repository; default: of all.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Evicted and retired ones, too.")] = False,
+    as_json: Json = False,
+) -> int:
+    """List corrections with their counts. The JSON object is {"corrections": [infra.lessons.Correction]}."""
+    from deployments import lessons
+
+    with _reserved_stdout() as out:
+        found = lessons.listed(_settings(), repo, everything)
+        if as_json:
+            return _print_json(out, {"corrections": [each.model_dump(mode="json") for each in found]})
+        return _print(out, lessons.corrections_table(found))
+
+
+@lessons_app.command("show")
+def lessons_show(
+    correction: Annotated[int, typer.Argument(help="Its id, as `lessons list` prints it.")], as_json: Json = False
+) -> int:
+    """Show one correction in full. The JSON object is infra.lessons.Correction."""
+    from deployments import lessons
+
+    with _reserved_stdout() as out:
+        found = lessons.one(_settings(), correction)
+        if as_json:
+            return _print_json(out, found.model_dump(mode="json"))
+        return _print(out, lessons.correction_view(found))
+
+
+@lessons_app.command("retire")
+def lessons_retire(
+    correction: Annotated[int, typer.Argument(help="Its id, as `lessons list` prints it.")], as_json: Json = False
+) -> int:
+    """Tell no run this correction any more. The JSON object is infra.lessons.Correction."""
+    from deployments import lessons
+
+    with _reserved_stdout() as out:
+        found = lessons.retire(_settings(), correction)
+        if as_json:
+            return _print_json(out, found.model_dump(mode="json"))
+        return _print(out, f"Correction {found.id} is retired; no run is told it any more.")
 
 
 node_app = typer.Typer(no_args_is_help=True, help="Machines that work on tickets.")
@@ -573,6 +950,11 @@ def _print_json(out: TextIO, value: dict[str, Any]) -> int:
     out.write(json.dumps(value) + "\n")
     out.flush()
     return 0
+
+
+def _answer(out: TextIO, as_json: bool, found: BaseModel, view: Callable[[Any], Any]) -> int:
+    """One model as JSON, or as `view` shows it to people."""
+    return _print_json(out, found.model_dump(mode="json")) if as_json else _print(out, view(found))
 
 
 def _print(out: TextIO, content: Any) -> int:

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from infra.chores import CHORES
 from infra.fleet import pool_name
+from infra.releases import INSTALLED
 from infra.settings import Settings
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 CONTROL = "control"
 CONTROL_SLOTS = 4
 JANITOR_SECONDS = 900.0
+CHORE_FLOWS = {"issue-triage": "flows.upkeep.triage", "pr-guardian": "flows.upkeep.guard"}
+"""Chores with a flow of their own; the others make tickets."""
 
 
 class Definition(NamedTuple):
@@ -73,7 +77,49 @@ def control_table(settings: Settings) -> tuple[Definition, ...]:
             tags=("factory",),
             description="Notes that a branch or pull request is to be refined, and hands the round to a node.",
         ),
+        *housekeeping_table(settings),
+        Definition(
+            name="repair",
+            entrypoint="flows.repair.repair_factory",
+            pool=CONTROL,
+            tags=("factory", INSTALLED),  # whatever release is used, what takes it back runs from the installed package
+            description="Mends what fails in the factory's own code, and takes back what did not help. Off by default.",
+            every_seconds=settings.repair.every_seconds if settings.repair.enabled else None,
+        ),
+        Definition(
+            name="calibrate",
+            entrypoint="flows.feedback.calibrate",
+            pool=CONTROL,
+            tags=("factory",),
+            description="Compares what runs were like with how they ended: success rates, confidence, routing, what got worse.",
+            cron="45 3 * * *",
+        ),
     )
+
+
+def housekeeping_table(settings: Settings) -> tuple[Definition, ...]:
+    """The work the factory finds by itself; nothing while that is off (W1, W2)."""
+    section = settings.housekeeping
+    chores = tuple(
+        Definition(
+            name=name,
+            entrypoint=CHORE_FLOWS.get(name, "flows.backlog.find_work"),
+            pool=CONTROL,
+            tags=("factory", "housekeeping"),
+            description=f"Looks for work: {chore.about}.",
+            cron=section.cron(name),
+            parameters={} if name in CHORE_FLOWS else {"chore": name},
+        )
+        for name, chore in CHORES.items()
+    )
+    refill = Definition(
+        name="refill",
+        entrypoint="flows.backlog.refill",
+        pool=CONTROL,
+        tags=("factory", "housekeeping"),
+        description="Looks for all kinds of work, one after the other. A dispatcher with an empty queue starts it.",
+    )
+    return (*chores, refill) if section.enabled else ()
 
 
 def node_table(node: str) -> tuple[Definition, ...]:
@@ -102,11 +148,26 @@ def node_table(node: str) -> tuple[Definition, ...]:
         ),
         Definition(
             name=node,
+            entrypoint="flows.playbooks.run_playbook",
+            pool=pool_name(node),
+            tags=("operation",),
+            description="One run of a playbook; suspended while it waits for approval.",
+        ),
+        Definition(
+            name=node,
             entrypoint="flows.janitor.clean_node",
             pool=pool_name(node),
             tags=("factory",),
             description="Ends stray processes and removes stray worktrees of this machine.",
             every_seconds=JANITOR_SECONDS,
+        ),
+        Definition(
+            name=node,
+            entrypoint="flows.memory.consolidate_memory",
+            pool=pool_name(node),
+            tags=("factory",),
+            description="Brings together what this machine remembered since the last time.",
+            cron="20 */6 * * *",
         ),
     )
 

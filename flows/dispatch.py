@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from prefect import flow
 
+from tasks.backlog import refill_when_idle
+from tasks.bugs import record_bug
 from tasks.dispatching import Dispatched, check_configuration, fetch, launch, reconcile, resume_answered
 
 
-@flow(name="dispatch-tickets", persist_result=False)
+@flow(name="dispatch-tickets", persist_result=False, on_failure=[record_bug])
 async def dispatch_tickets(board: str | None = None, ticket: str | None = None) -> Dispatched:
     """Reconcile, check the configuration, fetch, sort, and launch while slots last (SM2).
 
@@ -21,4 +23,5 @@ async def dispatch_tickets(board: str | None = None, ticket: str | None = None) 
     await resume_answered()
     waiting, passed_over = await fetch(only)
     launched, too_late = await launch(waiting)
-    return Dispatched(launched=launched, stopped=stopped, skipped=passed_over | too_late)
+    refilling = not waiting and only is None and await refill_when_idle(tuple(passed_over))
+    return Dispatched(launched=launched, stopped=stopped, skipped=passed_over | too_late, refilling=refilling)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from prefect import flow
 
 from tasks.actions import end_lost_units
+from tasks.bugs import record_bug
 from tasks.zombies import Swept, clean_machine, end_zombie_runs, forget_deliveries, requeue_lost
 
 
-@flow(name="sweep", persist_result=False)
+@flow(name="sweep", persist_result=False, on_failure=[record_bug])
 async def sweep() -> Swept:
     """Requeue tickets that lost their holder, end runs that only Prefect believes in or that nobody waits for on
     GitHub's runners, forget old deliveries."""
@@ -19,7 +20,7 @@ async def sweep() -> Swept:
     return Swept(requeued=requeued, crashed_runs=crashed)
 
 
-@flow(name="clean-node", persist_result=False)
+@flow(name="clean-node", persist_result=False, on_failure=[record_bug])
 async def clean_node() -> Swept:
     """End stray processes and remove stray worktrees of the machine this runs on."""
     ended, removed = await clean_machine()

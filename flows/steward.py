@@ -7,11 +7,12 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.refine import refine
+from tasks.bugs import record_bug
 from tasks.models import FactoryError
 from tasks.stewarding import Due, Stewarded, hand_out, look, want
 
 
-@flow(name="steward", persist_result=False)
+@flow(name="steward", persist_result=False, on_failure=[record_bug])
 async def steward(repository: str = "", branch: str = "", number: str = "") -> Stewarded:
     """Look at every pull request, or at those of one repository, and hand the rounds that are due to nodes.
 

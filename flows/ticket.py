@@ -10,15 +10,20 @@ from contextlib import asynccontextmanager
 
 from prefect import flow
 
+from flows.playbooks import work_operation
 from tasks.attempts import close, give_back
+from tasks.bugs import record_bug
 from tasks.building import pack
 from tasks.coding import in_waves, write_code
 from tasks.collecting import collect, receive, whole
+from tasks.corpus import keep_examples
 from tasks.crew import crew_of, leave_crew
 from tasks.delivery import archive, cost_so_far
+from tasks.feedback import choose_level
 from tasks.holding import holding, take_hold, waiting_for_their_turn
 from tasks.intake import alone, find_repository, find_ticket, take_in, write_brief
 from tasks.judging import judge
+from tasks.lessons import learn, learning_from_failure, settle, with_corrections
 from tasks.measuring import evidence_at_hand, measure, objections, rank
 from tasks.memory import remember, remember_failure
 from tasks.models import (
@@ -50,7 +55,7 @@ from tasks.testing import credible_tests, write_tests
 logger = logging.getLogger(__name__)
 
 
-@flow(name="work-ticket", flow_run_name="{ticket}", persist_result=True)
+@flow(name="work-ticket", flow_run_name="{ticket}", persist_result=True, on_failure=[record_bug])
 async def work_ticket(
     ticket: str,
     repository: str | None = None,
@@ -99,11 +104,17 @@ async def work_tickets(tickets: list[Assignment]) -> list[Outcome]:
 
 async def deliver(job: Job, started: float) -> Outcome:
     """Brief, plan, rounds of work until the judge decides, then the pull request or the reason why there is none."""
+    operated = await work_operation(job, started)
+    if operated is not None:
+        return operated
     brief = await write_brief(job)
     plan = await make_plan(job, brief)
     if plan.rejection is not None:
         return await decline(job, plan.rejection, started)
-    result = await decide_in_rounds(job, brief, plan)
+    job = await choose_level(job, plan)
+    brief = await with_corrections(job, brief, plan)
+    async with learning_from_failure(job, plan):
+        result = await decide_in_rounds(job, brief, plan)
     accepted = result.verdict.decision == "ACCEPT"
     has_words = accepted and crew_of(job, plan).own_words
     words = await find_words(job, brief, plan, result) if has_words else Words()
@@ -114,8 +125,10 @@ async def deliver(job: Job, started: float) -> Outcome:
     if accepted:
         pull_request = await publish(job, result.candidate, await write_up(job, plan, result, costs, words))
         packed = await pack(job, result.candidate) if job.greenfield else None
+        await keep_examples(job, plan, result)
     else:
         await reject(job, result.verdict)
+    await settle(job, result)
     return Outcome(
         ticket=job.ticket.key,
         decision=result.verdict.decision,
@@ -145,6 +158,7 @@ async def decide_in_rounds(job: Job, brief: Brief, plan: Plan) -> Result:
     tests: tuple[TestChange, ...] = (brief.ticket_tests,) if brief.ticket_tests else ()
     feedback = Feedback()
     measured: list[tuple[Candidate, Evidence]] = []
+    refused: list[Candidate] = []
     audits: tuple[Audit, ...] = ()
     for number in range(1, job.max_rounds + 1):
         changes, tests, audits = await work(job, brief, plan, number, tests, feedback, audits)
@@ -157,11 +171,13 @@ async def decide_in_rounds(job: Job, brief: Brief, plan: Plan) -> Result:
             evidence = await measure(job, brief, candidate, number)
         opinion, looks = await read(job, brief, plan, candidate, evidence, number)
         verdict = await judge(job, brief, plan, candidate, evidence, opinion, looks, number)
+        await learn(job, plan, evidence)
         if verdict.decision != "REVISE":
             break
+        refused.append(candidate)
         feedback = Feedback(must_fix=verdict.must_fix, changes=whole(job, candidate))
     return Result(candidate=candidate, evidence=evidence, review=opinion, audits=(*audits, *looks), verdict=verdict,
-                  rounds=number)  # fmt: skip
+                  rounds=number, refused=tuple(refused))  # fmt: skip
 
 
 async def read(

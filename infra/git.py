@@ -13,6 +13,7 @@ import fcntl
 import fnmatch
 import hashlib
 import os
+import posixpath
 import re
 import shutil
 import signal
@@ -288,6 +289,16 @@ class Mirror:
         entries = self._run("ls-tree", "-r", "-z", "--full-tree", sha).split(b"\0")
         return {path: blob for mode, blob, path in map(_tree_entry, entries) if mode.startswith("100") and path}
 
+    def links(self, sha: str) -> dict[str, str]:
+        """Path and target of all symbolic links of a commit; the target as a path of the repository, links not followed."""
+        entries = map(_tree_entry, self._run("ls-tree", "-r", "-z", "--full-tree", sha).split(b"\0"))
+        found = {path: blob for mode, blob, path in entries if mode == "120000" and path}
+        targets = self.contents(list(found.values()))
+        return {
+            path: posixpath.normpath(posixpath.join(posixpath.dirname(path), target.decode(errors="replace")))
+            for path, target in zip(found, targets, strict=True)
+        }
+
     def sizes(self, blobs: Sequence[str]) -> list[int]:
         """The bytes of each of the blobs, in their order."""
         if not blobs:
@@ -405,6 +416,22 @@ class Mirror:
                 )  # fmt: skip
         return {name: sha for name in tips if (sha := self._resolve(_fetched(name)))}
 
+    def take_proposal(self, remote: str, number: int) -> str | None:
+        """The head commit of a pull request that GitHub keeps by its number, brought into the mirror; None when it is gone.
+
+        It may be a stranger's. Raises as `take`.
+        """
+        other, ref = Remote.checked(remote, self._token), f"refs/pull/{int(number)}/head"
+        if not self._remote_tip(other, ref):
+            return None
+        kept = f"refs/darkfactory/proposed/{int(number)}"
+        with self._locked() as lock:
+            self._remote(
+                other, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--update-shallow", *other.server,
+                other.address, f"+{ref}:{kept}", keep=lock,
+            )  # fmt: skip
+        return self._resolve(kept)
+
     def tips(self, remote: str, branches: Sequence[str] = ()) -> dict[str, str]:
         """What the branches of `remote` (all, or the named ones) point at; nothing is fetched."""
         other = Remote.checked(remote, self._token)
@@ -502,6 +529,19 @@ class Mirror:
     def committed_at(self, sha: str) -> int:
         """Unix time of a commit."""
         return int(self._run("show", "-s", "--format=%ct", sha))
+
+    def written_at(self, sha: str, path: str, lines: Sequence[int]) -> dict[int, int]:
+        """Unix time of the commit that wrote each of these lines (from 1) of a file; at most 200 lines are looked at."""
+        wanted = [f"-L{line},{line}" for line in lines[:200]]
+        said = self._run("blame", "--porcelain", *wanted, sha, "--", path).decode(errors="replace").splitlines()
+        times: dict[str, int] = {}
+        found: list[tuple[int, str]] = []
+        for line in said:
+            if header := re.fullmatch(r"([0-9a-f]{40}) \d+ (\d+)( \d+)?", line):
+                found.append((int(header[2]), header[1]))
+            elif found and line.startswith("committer-time "):
+                times[found[-1][1]] = int(line.split()[1])
+        return {number: times[commit] for number, commit in found if commit in times}
 
     def _run(self, *arguments: str, keep: int | None = None, stdin: bytes = b"") -> bytes:
         return _git(f"--git-dir={self.path}", *arguments, cwd=self.path, keep=keep, stdin=stdin)

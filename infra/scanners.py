@@ -22,6 +22,8 @@ from infra.test_runners import is_test_path
 TIMEOUT_SECONDS = 120.0
 BATCH = 200
 """Files in one run of a tool: bounds the length of its command line."""
+LONG_OUTPUT = 100_000
+"""Characters; what is longer may have been cut by the sandbox, and fewer files at once then say less."""
 MAX_FILE_BYTES = 1 << 20
 """Larger files are data; they are not read for secrets."""
 
@@ -98,7 +100,16 @@ async def _run_tools(sandbox: Sandbox, worktree: Path, paths: Sequence[str]) -> 
     bounds: dict[str, Any] = {"worktree": worktree, "timeout_seconds": TIMEOUT_SECONDS}
     ruff = await sandbox.run([*_RUFF, *names], **bounds)
     bandit = await sandbox.run([*_BANDIT, *names], **bounds)
-    return [*_read_ruff(ruff, worktree), *_read_bandit(bandit, worktree)]
+    found = [*_read_ruff(ruff, worktree), *_read_bandit(bandit, worktree)]
+    if len(paths) > 1 and max(len(ruff.output), len(bandit.output)) > LONG_OUTPUT and any(map(_is_unread, found)):
+        half = len(paths) // 2  # the sandbox cut the middle out of what the tool wrote
+        halves = [await _run_tools(sandbox, worktree, part) for part in (paths[:half], paths[half:])]
+        return [finding for part in halves for finding in part]
+    return found
+
+
+def _is_unread(finding: ScanFinding) -> bool:
+    return finding.rule == "scan-failed" and not finding.path
 
 
 def _failed(tool: str, done: CommandResult) -> list[ScanFinding]:

@@ -10,7 +10,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+
+from infra.chores import CHORES, checked_cron
 
 
 def _expand(value: Any) -> Any:
@@ -143,6 +145,19 @@ class ActionsSection(Section):
     url: str = "https://api.github.com"
 
 
+class OperationsSection(Section):
+    """What operations on a repository (L3) may reach beyond a checkout of it: nothing that is not named here."""
+
+    hosts: tuple[HostPort, ...] = ()
+    """`host:port` for http and https, by a proxy that the environment names."""
+    folders: dict[Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")], Path] = {}
+    """Folders of this machine that may be changed; a command finds each by the variable of its name."""
+    secrets: dict[Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")], Secret] = {}
+    """Values that an approved playbook may name; a command finds each by the variable of its name."""
+    agent: bool = False
+    """A model that works an operation without a playbook may use hosts and folders, too; never secrets."""
+
+
 class RepositorySection(Section):
     """A repository the factory may work on. `remote` is where branches are pushed; None: a bare one is made in home.
 
@@ -163,6 +178,7 @@ class RepositorySection(Section):
     steward: StewardSection = StewardSection()
     actions: ActionsSection | None = None
     """Coders may run on GitHub Actions; None: never."""
+    operations: OperationsSection = OperationsSection()
     corpus: bool = True
     """Its runs may become training examples."""
 
@@ -291,11 +307,13 @@ class LearningSection(Section):
     corrections: bool = True
     """A failure that was seen three times is pointed out to the next run of its kind."""
     route: bool = False
-    """Apply the routing that `calibrate` recommends, instead of only showing it."""
+    """Apply what `calibrate` recommends about the coder's level, instead of only showing it."""
     min_runs: int = Field(default=20, ge=5)
     """Runs on either side before a recommendation is made."""
+    low_confidence: float = Field(default=0.5, ge=0, le=1)
+    """Below it the second attempt has its coder on the strong level already; 0: never."""
     max_strong_share: float = Field(default=0.3, ge=0, le=1)
-    """Largest share of runs that applied routing may send to the strong level."""
+    """Largest share of the last 30 days' runs that learning may send to the strong level."""
     corpus: bool = True
     """Write accepted runs and lessons as training examples to the object store."""
 
@@ -318,7 +336,12 @@ class RepairSection(Section):
     enabled: bool = False
     repository: str | None = None
     """The configured repository with the factory's own code; None: the only one there is."""
-    every_seconds: float = Field(default=3600, ge=60)
+    board: str | None = None
+    """Where its tickets are created; None: the only board there is."""
+    smoke: str = "python -m deployments.smoke"
+    """Shell command that proves a release before it is used, in it, with its code in front of the installed one."""
+    every_seconds: float = Field(default=300, ge=60)
+    """How often failures and a new release are looked at."""
     signals: int = Field(default=3, ge=2)
     """Failures of one kind within `window_hours` that are worth a repair."""
     window_hours: float = Field(default=24, gt=0)
@@ -336,9 +359,10 @@ class RepairSection(Section):
 
 
 class ChoreSection(Section):
-    """One kind of housekeeping: when, and how much of it. `cron` is in UTC, five fields; None: never by itself."""
+    """One kind of housekeeping: when, and how much of it."""
 
-    cron: str | None = None
+    cron: Annotated[str, AfterValidator(checked_cron)] | None = None
+    """In UTC, five fields. Left out: the shipped schedule; `null`: never by itself."""
     max_per_day: int = Field(default=5, ge=0)
 
 
@@ -348,12 +372,23 @@ class HousekeepingSection(Section):
     enabled: bool = False
     board: str | None = None
     """Where new tickets are created; None: the only board there is."""
-    state: str = "todo"
+    state: str | None = None
+    """State of a new ticket; None: the first of the board's queue."""
     labels: tuple[str, ...] = ("darkfactory",)
     max_tickets_per_day: int = Field(default=5, ge=0)
     """Over all kinds."""
+    refill_seconds: float = Field(default=1800, ge=60)
+    """When the queue is empty, work is looked for at once, but not more often than this."""
     chores: dict[str, ChoreSection] = {}
     """Kinds by name, where they differ from the shipped table."""
+
+    def cron(self, chore: str) -> str | None:
+        """When a chore of the shipped table runs; None: never by itself."""
+        section = self.chores.get(chore)
+        return section.cron if section is not None and "cron" in section.model_fields_set else CHORES[chore].cron
+
+    def max_per_day(self, chore: str) -> int:
+        return self.chores.get(chore, ChoreSection()).max_per_day
 
 
 class AgentSection(Section):

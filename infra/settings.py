@@ -23,6 +23,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from infra.chores import CHORES
 from infra.errors import ConfigError
 from infra.llm import Tier
 from infra.mistakes import Conflicts, Document, Place, explain, nearest, read_document
@@ -133,6 +134,7 @@ class Settings(BaseSettings):
             *_unknown_agents(self),
             *_mixed_models(self),
             *_missing_strong(self),
+            *_wrong_housekeeping(self),
         ]:
             raise Conflicts(found)
         return self
@@ -349,6 +351,19 @@ def _missing_strong(settings: Settings) -> Iterator[tuple[Place, str]]:
 def _unknown_agents(settings: Settings) -> Iterator[tuple[Place, str]]:
     for role, section in settings.roles.items():
         yield from _not_among(settings.agents, "agents", ("roles", role, "agent"), section.agent)
+
+
+def _wrong_housekeeping(settings: Settings) -> Iterator[tuple[Place, str]]:
+    """Chores that are not shipped, and a board that is not there or has to be named."""
+    section = settings.housekeeping
+    for name in section.chores:
+        if name not in CHORES:
+            known = ", ".join(CHORES)
+            yield ("housekeeping", "chores", name), f"no such chore{nearest(name, sorted(CHORES))}; known here: {known}"
+    if section.enabled and section.board is None and len(settings.all_boards) > 1:
+        boards = ", ".join(sorted(settings.all_boards))
+        yield ("housekeeping",), f"there are several boards ({boards}); name the one for new tickets with `board`"
+    yield from _not_among(settings.all_boards, "boards", ("housekeeping", "board"), section.board)
 
 
 def _unknown_repositories(settings: Settings) -> Iterator[tuple[Place, str]]:

@@ -20,7 +20,7 @@ from infra.llm import Frozen
 from infra.redaction import redact
 
 Counter = Literal["ci_fixes", "review_rounds", "conflict_fixes"]
-_LOCK = 7_203_774
+_LOCK = 7_203_793
 _LOOK_SECONDS = 120
 """Longest look at one pull request; a steward that is suspended longer loses its connection, and with it the row."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 
@@ -63,6 +64,8 @@ class Dispatched(Frozen):
     stopped: tuple[str, ...] = ()
     skipped: dict[str, str] = {}
     problem: str | None = None
+    refilling: bool = False
+    """The queue was empty, so the factory looks for work by itself."""
 
 
 @task(name="reconcile", task_run_name="reconcile")
@@ -366,6 +369,12 @@ class Slots:
     @classmethod
     def now(cls) -> Slots:
         return cls(services.claims().held(), services.fleet().nodes(), services.pauses().active())
+
+    def has_room(self) -> bool:
+        """Whether a node could take any ticket at all."""
+        used = Counter(claim.node for claim in self.held)
+        free = any(node.slots > used[node.name] for node in self._nodes if self._is_open(node))
+        return free and len(self.held) < services.settings().dispatch.max_running
 
     def node_for(self, waiting: Waiting, held: Sequence[Claim], only: str | None = None) -> str | None:
         """The node with the most free slots that has what the repository needs and whose provider is not paused."""

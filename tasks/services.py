@@ -18,17 +18,22 @@ from infra.budgets import Budgets
 from infra.claims import Claims
 from infra.database import Database, open_database
 from infra.deliveries import Deliveries
+from infra.feedback import Feedback
 from infra.fleet import Fleet
 from infra.git import Mirror, directory_name
+from infra.housekeeping import Housekeeping
 from infra.ledger import Ledger
+from infra.lessons import Lessons
 from infra.llm.router import Router, open_router
 from infra.memory.client import Memory, open_memory
 from infra.objects import Objects, open_objects
 from infra.pauses import Pauses
+from infra.playbooks import Playbooks
 from infra.pull_requests import Forge
 from infra.pull_requests.folder import FolderForge
 from infra.reloading import Loaded, current_settings
 from infra.remotes import token_of
+from infra.repairs import Repairs
 from infra.runner_jobs import RunnerJobs
 from infra.sandbox import CommandResult, Sandbox, open_sandbox
 from infra.sections import AnyBoard, Level
@@ -105,6 +110,36 @@ def budgets() -> Budgets:
 @_once
 def stewardships() -> Stewardships:
     return Stewardships(database())
+
+
+@_once
+def feedback() -> Feedback:
+    return Feedback(database(), clock)
+
+
+@_once
+def playbooks() -> Playbooks:
+    return Playbooks(database())
+
+
+@_once
+def repairs() -> Repairs:
+    return Repairs(database(), clock)
+
+
+@_once
+def housekeeping() -> Housekeeping:
+    return Housekeeping(database(), clock)
+
+
+def housekeeping_board() -> str:
+    """The board that tickets of housekeeping go to."""
+    return settings().housekeeping.board or next(iter(settings().all_boards))
+
+
+@_once
+def lessons() -> Lessons:
+    return Lessons(database())
 
 
 @_once

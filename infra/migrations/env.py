@@ -2,7 +2,21 @@
 
 from alembic import context
 
-from infra import budgets, claims, deliveries, fleet, ledger, pauses, runner_jobs, stewardships  # noqa: F401  the tables of all of them
+from infra import (  # noqa: F401  the tables of all of them
+    budgets,
+    claims,
+    deliveries,
+    feedback,
+    fleet,
+    housekeeping,
+    ledger,
+    lessons,
+    pauses,
+    playbooks,
+    repairs,
+    runner_jobs,
+    stewardships,
+)
 from infra.database import SCHEMA, Table
 
 context.configure(

@@ -23,6 +23,8 @@ class PullRequest(Frozen):
     labels: tuple[str, ...] = ()
     updated_at: datetime | None = None
     """The last three are known of what `Forge.open` lists."""
+    fork: bool = False
+    """Its branch is in another repository: whoever opened it may be anybody."""
 
 
 class Review(Frozen):
@@ -61,6 +63,14 @@ class Forge(Protocol):
 
     def open(self) -> list[PullRequest]:
         """All open pull requests from branches of the repository itself, in as few requests as there are pages."""
+        ...
+
+    def proposed(self) -> list[PullRequest]:
+        """As `open`, with those of forks."""
+        ...
+
+    def answer(self, pull_request: PullRequest, body: str, marker: str) -> None:
+        """As `comment`, on a pull request that `proposed` listed."""
         ...
 
     def publish(

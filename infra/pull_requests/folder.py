@@ -66,6 +66,14 @@ class FolderForge:
             if each.head.state == "open"
         ]
 
+    def proposed(self) -> list[PullRequest]:
+        """A folder has no forks."""
+        return self.open()
+
+    def answer(self, pull_request: PullRequest, body: str, marker: str) -> None:
+        """Write, or replace in place, the one comment with `marker`."""
+        self.comment(pull_request.branch, body, marker)
+
     def publish(
         self, *, branch: str, base: str, head_sha: str, title: str, body: str, draft: bool = True
     ) -> PullRequest:
@@ -98,9 +106,12 @@ class FolderForge:
         self._save(_Saved(head=head, body=saved.body))
 
     def merge(self, branch: str, head_sha: str) -> bool:
-        """Merge into the base branch of the bare repository, when it can be done without a conflict."""
+        """Merge into the base branch of the bare repository, when it can be done without a conflict. A draft is merged when
+        its commit got into the base branch in another way, as GitHub has it."""
         saved = self._load(branch)
-        if saved is None or self._bare is None or saved.head.draft or saved.head.state == "closed":
+        if saved is None or self._bare is None or saved.head.state == "closed":
+            return False
+        if saved.head.draft and not _is_in_base(Mirror(self._bare), saved.head, head_sha):
             return False
         if saved.head.state == "open":
             if not _merge(Mirror(self._bare), saved.head, head_sha):
@@ -189,6 +200,11 @@ def _merge(bare: Mirror, head: _Head, head_sha: str) -> bool:
     commit = bare.commit_tree(merged.tree, (base, head_sha), f"Merge branch {head.branch!r}\n\n{head.title}")
     bare.advance(str(bare.path), head.base, commit, base)
     return True
+
+
+def _is_in_base(bare: Mirror, head: _Head, head_sha: str) -> bool:
+    base = bare.tips(str(bare.path), [head.base]).get(head.base)
+    return base is not None and bare.contains(base, head_sha)
 
 
 def _comments(body: str) -> str:

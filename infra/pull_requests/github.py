@@ -55,8 +55,18 @@ class GitHubForge:
 
     def open(self) -> list[PullRequest]:
         """Those of forks are left out. Raises ProviderFault for a malformed one."""
+        return [each for each in self.proposed() if not each.fork]
+
+    def proposed(self) -> list[PullRequest]:
+        """A fork that is gone is a fork."""
         listed = self._site.pages(self._pulls, state="open", sort="created", direction="asc")
-        return [_listed(record) for record in listed if self._is_here(dig(record, "head"))]
+        return [
+            _listed(record).model_copy(update={"fork": not self._is_here(dig(record, "head"))}) for record in listed
+        ]
+
+    def answer(self, pull_request: PullRequest, body: str, marker: str) -> None:
+        """Write, or replace in place, the comment with `marker` on the pull request of this number."""
+        self._conversation({"number": pull_request.number}).write(body, marker)
 
     def merge(self, branch: str, head_sha: str) -> bool:
         """GitHub itself compares the head, and keeps the rules of the repository."""

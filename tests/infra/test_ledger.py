@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -230,3 +232,12 @@ def test_a_database_that_goes_away_is_unreachable_and_the_next_call_connects_ane
 
 def _pull_request(sha: str) -> PullRequest:
     return PullRequest(branch="agent/T-1", title="t", body="b", base="main", head_sha=sha, url="file:///pr.md")
+
+
+def test_no_two_kinds_of_lock_share_a_number() -> None:
+    """PostgreSQL's advisory locks have one space of numbers for everybody."""
+    root = Path(infra.migrations.__file__).parents[2]
+    files = [path for layer in ("infra", "tasks") for path in (root / layer).rglob("*.py")]
+    numbers = [number for path in files for number in re.findall(r"LOCK = ([\d_]{6,})", path.read_text())]
+    assert len(numbers) > 10
+    assert len(numbers) == len(set(numbers))

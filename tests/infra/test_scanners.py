@@ -138,3 +138,14 @@ def test_code_that_looks_for_the_tests_is_found(path: str, line: str, severity: 
 )
 def test_ordinary_code_is_not_suspected(path: str, line: str) -> None:
     assert list(find_cheats(path, line)) == []
+
+
+async def test_what_a_tool_says_of_many_files_is_read_although_the_sandbox_cuts_long_output(tmp_path: Path) -> None:
+    small = Bubblewrap(Limits(timeout_seconds=60, output_bytes=150_000))
+    calls = "".join(f"    subprocess.call('ls {n} ' + x, shell=True)\n" for n in range(60))
+    names = [f"m{n}.py" for n in range(4)]
+    for name in names:
+        (tmp_path / name).write_text(f"import subprocess\n\n\ndef run(x):\n{calls}")
+    found = await scan(small, tmp_path, names)
+    assert [f for f in found if f.rule == "scan-failed"] == []
+    assert {f.path for f in found if f.rule == "B602"} == set(names)
