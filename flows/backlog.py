@@ -12,8 +12,8 @@ from tasks.models import FactoryError
 
 @flow(name="find-work", flow_run_name="{chore}", persist_result=False)
 async def find_work(chore: str, repository: str | None = None, dry_run: bool = False) -> tuple[Swept, ...]:
-    """Run one chore in one repository or in all. A dry run writes nothing, to no board and no database, and may be asked
-    for while housekeeping is off.
+    """Run one chore in one repository or in all. A dry run makes no ticket and no record of a run, and may be asked for
+    while housekeeping is off; `bug-hunter` asks the model all the same, which costs, and remembers what it asked about.
     """
     off = why_off(chore)
     if off is not None and not dry_run:

@@ -33,7 +33,7 @@ from infra.sections import AgentSection, RoleSection
 from tasks import progress, services
 from tasks.asking import Asker
 from tasks.context import SYSTEM, advised
-from tasks.edits import coder_checkout, edited_files, laid_files
+from tasks.edits import coder_checkout, coders_tests, edited_files, laid_files
 from tasks.failures import Ending as RunEnding
 from tasks.failures import Fault, Kind, classify
 from tasks.grants import grant_for, note_grant
@@ -94,10 +94,11 @@ async def agent_edit(
         start = await worktree.commit(sandbox, "before the agent")
         report = await _session(agent, asker, prompt(brief, plan, unit, tests, feedback), worktree)
         head = await worktree.commit(sandbox, f"{job.ticket.key} {unit.id}")
+    added = coders_tests(mirror, brief.repository.base_sha, feedback, given)
     ending = ending_of(report, agent, worked=head != start)
     services.pauses().succeed(scope_of(agent))
     return Change(unit=unit.id, candidate=asker.candidate, round=asker.round, ending=ending, samples=1,
-                  files=edited_files(mirror, start, head, laid), explanation=report.said[:EXPLANATION_CHARS],
+                  files=edited_files(mirror, start, head, laid, added), explanation=report.said[:EXPLANATION_CHARS],
                   passed=ending == "done", usage=report.usage)  # fmt: skip
 
 

@@ -33,7 +33,7 @@ from tasks.answers import code_blocks, continued
 from tasks.asking import Asker, RecordedModel, ask, asker_for, chat
 from tasks.code_search import likely_paths
 from tasks.context import SYSTEM, advised, fenced, language, rank_functions, source_files
-from tasks.edits import coder_checkout, edited_files, laid_files
+from tasks.edits import coder_checkout, coders_tests, edited_files, laid_files
 from tasks.evidence import run_tests
 from tasks.grants import grant_for, note_grant
 from tasks.hooks import prepared
@@ -300,7 +300,7 @@ async def tool_edit(
             shared_characters=len(brief.prefix),
         )
         head = await worktree.commit(services.sandbox(), f"{job.ticket.key} {unit.id}")
-    files = edited_files(mirror, start, head, laid)
+    files = edited_files(mirror, start, head, laid, coders_tests(mirror, base, feedback, given))
     answer = CoderAnswer.model_validate(result.answer or {})
     said = (answer.explanation or result.explanation)[:400]
     change = Change(unit=unit.id, candidate=asker.candidate, round=asker.round, files=files, explanation=said,

@@ -6,6 +6,8 @@ from prefect import task
 
 from tasks import paper
 from tasks.delivery import Costs
+from tasks.exemptions import needs_no_testers
+from tasks.intents import intent_of
 from tasks.models import Frozen, Job, Plan, Tier, Usage
 from tasks.seats import seat
 
@@ -61,7 +63,7 @@ def crew_of(job: Job, plan: Plan) -> Crew:
     testers, auditors = of("tester"), of("auditor")
     return Crew(
         coders=of("coder").coders,
-        testers=testers.testers,
+        testers=0 if needs_no_testers(intent_of(job.ticket), plan) else testers.testers,
         tests_anyway=testers.tests_anyway,
         auditors=auditors.auditors,
         second_look=auditors.second_look,

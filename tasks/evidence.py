@@ -5,21 +5,27 @@ Every test run gets a checkout of its own, so nothing that one run leaves behind
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import re
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 from infra import test_runners
 from infra.git import ChangedFile, Mirror
+from infra.mutants import Mutant
+from infra.mutation_runs import executed_lines
 from infra.sandbox import Sandbox
 from infra.scanners import new_findings, scan
+from infra.syntax import is_source
 from infra.test_runners import TestResult, TestRun, is_test_path, settings_of_tests, trim_failure
+from tasks.exemptions import contradicts, new_tests, shortfall, small_edits
 from tasks.hooks import prepared
-from tasks.models import Brief, Evidence, Finding, Policy, TestChange, TestOutcome, TestReport
+from tasks.models import Brief, Evidence, Exemption, Finding, Policy, TestChange, TestOutcome, TestReport
 
 _OWN_MISTAKES = {
     "SyntaxError", "IndentationError", "ImportError", "ModuleNotFoundError", "NameError", "UnboundLocalError",
@@ -28,6 +34,8 @@ _OWN_MISTAKES = {
 
 MOST_REASONS, REASON_CHARS = 20, 300
 """Of failed tests whose own words a report keeps."""
+TRACE_SECONDS, EDITS_SECONDS = 60, 300
+"""For finding what new tests execute, and after which no further edit of it is tried."""
 
 
 async def run_tests(sandbox: Sandbox, worktree: Path, policy: Policy, only: Sequence[str] = ()) -> TestReport:
@@ -88,11 +96,13 @@ async def gather_evidence(
     max_files: int,
     max_lines: int,
     allowed_paths: Collection[str] = (),
+    asked: Exemption | None = None,
 ) -> Evidence:
     """All facts about the commit `head_sha` on top of the brief's base commit.
 
     `allowed_paths` are the test files and test settings that the plan allows to change; results of such tests never
-    count as fixed. Raises what the sandbox and git raise; nothing the tests do is an exception.
+    count as fixed. `asked` is the exemption from the red test that the ticket's kind of work allows; it is granted by what
+    the diff is. Raises what the sandbox and git raise; nothing the tests do is an exception.
     """
     started = time.monotonic()
     base_sha = brief.repository.base_sha
@@ -108,7 +118,7 @@ async def gather_evidence(
     edited = {name for f in changed if f.status != "added" for name in (f.path, f.previous) if name}
     fixed = _turned_green(brief.baseline, after, edited) | _turned_green(before_new, after_new, ())
     fixed -= await bench.flaky(base_sha, files, fixed)
-    return Evidence(
+    evidence = Evidence(
         head_sha=head_sha,
         diff=mirror.diff(base_sha, head_sha),
         files=tuple(f.path for f in changed),
@@ -133,8 +143,27 @@ async def gather_evidence(
             *_violations_of_tests(mirror, base_sha, head_sha, changed, set(allowed_paths)),
             *refused,
         ),
-        seconds=time.monotonic() - started,
     )
+    granted = await _exemption(bench, evidence, changed, asked)
+    return evidence.model_copy(update={**granted, "seconds": time.monotonic() - started})
+
+
+async def _exemption(
+    bench: _Bench, evidence: Evidence, changed: Sequence[ChangedFile], asked: Exemption | None
+) -> dict[str, Any]:
+    """The fields of the evidence that say whether the change needs no red test; none where something else refuses it."""
+    refused = evidence.violations or evidence.broken or evidence.after.error
+    if asked is None or evidence.fixed or refused or not changed:
+        return {}
+    lacks = shortfall(asked, evidence, changed)
+    if lacks is not None:
+        return {"shortfall": lacks}
+    if asked == "docs":
+        return {"exemption": asked}
+    able = await bench.able_to_fail(evidence.head_sha, new_tests(evidence))
+    if not able:
+        return {"shortfall": "The new tests stay green whatever is edited in the code that they are about."}
+    return {"exemption": asked, "able_to_fail": able}
 
 
 # ---- runs -------------------------------------------------------------------------------------------------------
@@ -171,6 +200,39 @@ class _Bench:
             return set()
         again, _ = await self.new_tests(base_sha, files, stand_ins=True, only=sorted(set(map(_file_of, fixed))))
         return set(fixed) if again.error else set(fixed) & _passing(again)
+
+    async def able_to_fail(self, sha: str, tests: Collection[str]) -> tuple[str, ...]:
+        """Those of the passing tests that the first small edit of the code that any of them contradicts turns red.
+
+        They have to pass once more without it; else they are flaky, and the next edit is tried.
+        """
+        files, end = sorted(set(map(_file_of, tests))), time.monotonic() + EDITS_SECONDS
+        for edit in await self._edits(sha, files):
+            report, run = await self.new_tests(sha, {edit.path: edit.text}, stand_ins=False, only=files)
+            results = run.results if run is not None and not report.error else {}
+            red = {name for name in tests if contradicts(results.get(name))}
+            if red:
+                again, _ = await self.new_tests(sha, {}, stand_ins=False, only=files)
+                red &= again.ids("passed") if not again.error else set()
+            if red or time.monotonic() > end:
+                return tuple(sorted(red))
+        return ()
+
+    async def _edits(self, sha: str, files: Sequence[str]) -> list[Mutant]:
+        """What to edit in the code of a commit so that its test files notice."""
+        executed = await self._executed(sha, files) if self.policy.test_runner == "pytest" else {}
+        paths = [p for p in self.mirror.paths(sha) if is_source(p) and not is_test_path(p)]
+        sources = _texts(self.mirror, sha, paths)
+        lines = {path: executed[path] for path in sources if path in executed}
+        return await asyncio.to_thread(small_edits, sources, list(_texts(self.mirror, sha, files).values()), lines)
+
+    async def _executed(self, sha: str, files: Sequence[str]) -> dict[str, frozenset[int]]:
+        """A hint, which the tests could forge: it chooses edits, and runs of their own say what those do."""
+        checkout = self.mirror.worktree(self.root, self.key, f"trace-{sha[:12]}", sha)
+        async with prepared(checkout, self.policy, self.sandbox) as worktree:
+            if await _set_up(self.sandbox, worktree.path, self.policy):
+                return {}
+            return await executed_lines(self.sandbox, worktree.path, files, seconds=TRACE_SECONDS)
 
     async def findings(self, base_sha: str, head_sha: str, changed: Sequence[ChangedFile]) -> tuple[Finding, ...]:
         """What the scanners find in the changed files and did not find in them before."""
@@ -342,6 +404,15 @@ def _violations_of_tests(
             verb = "removes" if file.status in ("deleted", "renamed") else "edits"
             found.append(f"The change {verb} an existing test file: {before!r}.")
     return tuple(found)
+
+
+def _texts(mirror: Mirror, sha: str, paths: Collection[str]) -> dict[str, str]:
+    """Those of the files that are UTF-8: editing others would change their other bytes."""
+    texts: dict[str, str] = {}
+    for path, raw in mirror.read_all(sha, paths).items():
+        with suppress(UnicodeDecodeError):
+            texts[path] = raw.decode()
+    return texts
 
 
 def _text(mirror: Mirror, sha: str, path: str) -> str | None:

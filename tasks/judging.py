@@ -59,7 +59,7 @@ def decide(
     if capable and opinion and opinion.decision != "ACCEPT" and opinion.must_fix and not last_round:
         return Verdict(decision="REVISE", reasons=tuple(opinion.reasons[:5]), must_fix=tuple(opinion.must_fix[:5]),
                        advice=advice, decided_by="model")  # fmt: skip
-    proof = f"{len(evidence.fixed)} test(s) fail before the change and pass after it; nothing that passed fails."
+    proof = f"{evidence.proof}; nothing that passed fails."
     return Verdict(decision="ACCEPT", reasons=(proof,), advice=advice)
 
 

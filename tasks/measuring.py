@@ -11,7 +11,9 @@ from prefect import task
 
 from tasks import paper, services
 from tasks.evidence import gather_evidence
-from tasks.models import Brief, Candidate, Evidence, Finding, Job
+from tasks.exemptions import EXEMPT
+from tasks.intents import intent_of
+from tasks.models import Brief, Candidate, Evidence, Exemption, Finding, Job
 
 DIFF_CHARS = 20_000
 SMALL_DIFF_CHARS = 2_500
@@ -19,10 +21,10 @@ SMALL_DIFF_CHARS = 2_500
 
 
 def evidence_key(job: Job, brief: Brief, candidate: Candidate) -> str:
-    """Cache key: the commit, the policy and the limits it is measured by, and the new tests."""
+    """Cache key: the commit, the policy and the limits it is measured by, the exemption asked for, and the new tests."""
     said = json.dumps([
         job.repository.base_sha, candidate.head_sha, brief.policy.model_dump(), [t.files for t in candidate.tests],
-        size_limits(job),
+        size_limits(job), *filter(None, [asked_exemption(job)]),
     ], sort_keys=True)  # fmt: skip
     return f"evidence-{hashlib.sha256(said.encode()).hexdigest()}"
 
@@ -45,10 +47,17 @@ async def measure(job: Job, brief: Brief, candidate: Candidate, round: int) -> E
         candidate.tests,
         max_files=max_files,
         max_lines=max_lines,
+        asked=asked_exemption(job),
     )
     await paper.leave(job, f"diff-{candidate.number}-{round}", f"```diff\n{evidence.diff}\n```")
     await paper.leave(job, f"evidence-{candidate.number}-{round}", as_markdown(evidence))
     return evidence
+
+
+def asked_exemption(job: Job) -> Exemption | None:
+    """What the ticket asks for, where that may need no red test. An application always needs one."""
+    asked = intent_of(job.ticket)
+    return next((kind for kind in EXEMPT if kind == asked), None) if job.greenfield is None else None
 
 
 def size_limits(job: Job) -> tuple[int, int]:
@@ -119,6 +128,7 @@ def shown_lines(diff: str) -> Iterator[tuple[str, range]]:
 def facts(evidence: Evidence) -> str:
     """The evidence in one line for a prompt."""
     failures = "; ".join(evidence.failures) or "nothing failing"
+    failures += f". {evidence.proof}" if evidence.exemption else ""
     return (
         f"{len(evidence.fixed)} test(s) fail before and pass after, {len(evidence.broken)} broken, "
         f"+{evidence.lines_added} -{evidence.lines_removed} lines in {len(evidence.files)} file(s); {failures}"
@@ -127,7 +137,9 @@ def facts(evidence: Evidence) -> str:
 
 def as_markdown(evidence: Evidence) -> str:
     failures = [f"- {reason}" for reason in evidence.failures] or ["- nothing forbids ACCEPT"]
-    fixed = [f"- `{name}`" for name in evidence.fixed] or ["- none"]
+    fixed = [f"- `{name}`" for name in evidence.fixed] or [
+        f"- none. {evidence.proof}." if evidence.exemption else "- none"
+    ]
     return "\n".join([
         f"+{evidence.lines_added} -{evidence.lines_removed} in {', '.join(evidence.files)}", "",
         "Fail before, pass after:", *fixed, "", "Against it:", *failures,

@@ -15,13 +15,14 @@ from infra.llm import Completion, Frozen, Message, ModelRequest, Tier, Usage
 from infra.pull_requests import PullRequest
 
 __all__ = [
-    "Audit", "Brief", "Candidate", "Change", "CodeExcerpt", "Comment", "Completion", "Decision", "Ending", "Evidence", "FactoryError", "Feedback", "Finding", "Frozen", "Greenfield",
+    "Audit", "Brief", "Candidate", "Change", "CodeExcerpt", "Comment", "Completion", "Decision", "Ending", "Evidence", "Exemption", "FactoryError", "Feedback", "Finding", "Frozen", "Greenfield",
     "Job", "Message", "ModelRequest", "Outcome", "Plan", "Policy", "PullRequest", "Rejection", "Repository", "Result", "Review", "TestChange",
     "TestOutcome", "TestReport", "Threat", "Ticket", "Tier", "Usage", "Vector", "Verdict", "WorkUnit",
 ]  # fmt: skip
 
 Severity = Literal["critical", "high", "medium", "low"]
 TestOutcome = Literal["passed", "failed", "skipped"]
+Exemption = Literal["docs", "tests"]
 Decision = Literal["ACCEPT", "REVISE", "REJECT"]
 Ending = Literal["done", "unchanged", "invalid", "truncated", "stuck", "limit", "declined"]
 """How a coder ended: `done` with a change, `unchanged` text, `invalid` form, answer cut off (`truncated`), the same
@@ -220,6 +221,12 @@ class Evidence(Frozen):
     """Tests that pass on base and do not pass on the change."""
     still_red: tuple[str, ...] = ()
     """New tests that fail on base and still do not pass on the change."""
+    exemption: Exemption | None = None
+    """The ticket asks for documentation or for tests, and the change is nothing else: no test can be red for it."""
+    able_to_fail: tuple[str, ...] = ()
+    """New tests that a small edit of the code turned red; measured only where the exemption `tests` is."""
+    shortfall: str = ""
+    """What the change lacks for the exemption that its ticket asks for."""
     findings: tuple[Finding, ...] = ()
     violations: tuple[str, ...] = ()
     """Rules the diff breaks (protected path, too large, symlink, submodule, tests removed), one sentence each."""
@@ -235,14 +242,23 @@ class Evidence(Frozen):
             reasons.append(f"The tests could not be run on the change: {self.after.error}")
         if self.broken:
             reasons.append(f"{len(self.broken)} test(s) that passed before fail now: {', '.join(self.broken[:5])}")
-        if not self.fixed:
-            reasons.append("No test fails before the change and passes after it.")
+        if not self.fixed and self.exemption is None:
+            reasons.append(f"No test fails before the change and passes after it. {self.shortfall}".rstrip())
         for finding in self.findings:
             if finding.new and finding.severity in ("critical", "high"):
                 reasons.append(
                     f"New {finding.severity} finding by {finding.source}: {finding.message} ({finding.path}:{finding.line})"
                 )
         return tuple(reasons)
+
+    @property
+    def proof(self) -> str:
+        """What an ACCEPT stands on, as the first half of a sentence."""
+        if self.fixed or self.exemption is None:
+            return f"{len(self.fixed)} test(s) fail before the change and pass after it"
+        if self.exemption == "docs":
+            return "Only documents change, for which no test can be red"
+        return f"Only tests are added; a small edit of the code turns {', '.join(self.able_to_fail[:5])} red"
 
 
 class Threat(Frozen):

@@ -184,6 +184,7 @@ def _evidence_table(evidence: Evidence) -> list[str]:
         rows.append(f"| new | {_counts(evidence.new_tests_before)} | {_counts(evidence.new_tests_after)} |")
     rows += ["", f"Command: {code(evidence.after.command)}"]
     rows += [f"- fails before, passes after: {code(name)}" for name in evidence.fixed[:20]]
+    rows += [f"- {quoted(evidence.proof)}."] if evidence.exemption else []
     rows += [f"- still fails (written by a model, may be wrong): {code(name)}" for name in evidence.still_red[:20]]
     return rows
 

@@ -115,3 +115,5 @@ async def test_a_coder_hands_out_its_edits_and_what_it_built_on_but_nothing_that
         "a.py": "a = 2\n", "gone.py": None, "made/more.txt": "y\n", "given.py": "g = 1\n",
     }  # fmt: skip
     assert set(edited_files(mirror, base, head, laid)) == {"a.py", "gone.py", "made.py", "made/more.txt", "given.py"}
+    kept = edited_files(mirror, start, head, laid, {"tests/test_new.py"})
+    assert kept["tests/test_new.py"] == "t = 1\n", "a coder's own new test of an earlier round"

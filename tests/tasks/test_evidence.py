@@ -13,7 +13,7 @@ from infra.git import Mirror
 from infra.sandbox import Bubblewrap, Limits
 from infra.test_runners import TestResult
 from tasks.evidence import gather_evidence, is_red, red_tests, run_baseline, run_tests
-from tasks.models import Brief, Evidence, Policy, Repository, TestChange, Ticket
+from tasks.models import Brief, Evidence, Exemption, Policy, Repository, TestChange, Ticket
 
 SANDBOX = Bubblewrap(Limits(timeout_seconds=60, output_bytes=100_000))
 PYTEST = Policy(test="python -m pytest -q", test_runner="pytest", timeout_seconds=40)
@@ -71,12 +71,16 @@ class Bench:
         return self.known
 
     async def evidence(
-        self, files: Mapping[str, str | None], *tests: Mapping[str, str], allowed: tuple[str, ...] = ()
+        self,
+        files: Mapping[str, str | None],
+        *tests: Mapping[str, str],
+        allowed: tuple[str, ...] = (),
+        asked: Exemption | None = None,
     ) -> Evidence:
         head = self.commit(files)
         changes = [TestChange(tester=i, files=dict(t)) for i, t in enumerate(tests)]
         evidence = await gather_evidence(
-            self.mirror(), SANDBOX, self.root, await self.brief(), head, changes, max_files=10, max_lines=200, allowed_paths=allowed
+            self.mirror(), SANDBOX, self.root, await self.brief(), head, changes, max_files=10, max_lines=200, allowed_paths=allowed, asked=asked
         )  # fmt: skip
         assert not [path for path in self.root.rglob("*") if path.is_file()], "a worktree was left behind"
         return evidence
@@ -324,3 +328,89 @@ def test_an_exception_under_the_code_is_red_in_any_phase() -> None:
     assert is_red(TestResult(outcome="failed", phase="collect", exception="Timeout"))
     assert not is_red(TestResult(outcome="failed", phase="setup", exception="KeyError", frames=("tests/conftest.py",)))
     assert not is_red(TestResult(outcome="passed", frames=("src/a.py",)))
+
+
+# ---- changes that no test can be red for ------------------------------------------------------------------------
+
+NO_RED = "No test fails before the change and passes after it."
+WORDS = {"README.md": "# Calc\n", "docs/half.txt": "Half of it.\n", "CHANGELOG.rst": "half\n"}
+GAP = {
+    "tests/test_gap.py": "import pytest\nfrom calc import half\n\n\ndef test_half_of_six():\n    assert half(6) == 3\n\n\n"
+    "def test_no_number():\n    with pytest.raises(TypeError):\n        half(None)\n"
+}
+
+
+async def test_documents_need_no_red_test_when_the_ticket_asks_for_them(calc: Bench) -> None:
+    evidence = await calc.evidence(WORDS, asked="docs")
+    assert (evidence.failures, evidence.exemption) == ((), "docs")
+    assert evidence.proof == "Only documents change, for which no test can be red"
+
+
+@pytest.mark.parametrize("asked", [None, "tests"])
+async def test_documents_that_nobody_asked_for_need_one(calc: Bench, asked: Exemption | None) -> None:
+    evidence = await calc.evidence(WORDS, asked=asked)
+    assert evidence.exemption is None
+    assert [reason[: len(NO_RED)] for reason in evidence.failures] == [NO_RED]
+    assert asked or evidence.failures == (NO_RED,)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["src/calc.py", "AGENTS.md", "docs/CLAUDE.md", "CONTRIBUTING.md", "WORKFLOW.md", "LICENSE.txt", "requirements.txt",
+     "docs/requirements-dev.txt", "CMakeLists.txt", "src/prompts/system.md", "src/words.txt", "words.txt", "tests/README.md",
+     ".claude/skills/a.md", "docs/conf.py"],
+)  # fmt: skip
+async def test_a_ticket_for_documents_allows_nothing_else(calc: Bench, path: str) -> None:
+    """The title is a stranger's: the diff decides."""
+    text = CALC + "\n\ndef more():\n    return 1\n" if path.endswith(".py") else "words\n"
+    evidence = await calc.evidence({**WORDS, path: text}, asked="docs")
+    assert evidence.exemption is None
+    assert [reason for reason in evidence.failures if reason.startswith(NO_RED) and repr(path) in reason]
+
+
+async def test_a_document_with_a_secret_or_that_is_gone_or_run_as_a_test_is_refused(tmp_path: Path) -> None:
+    doctests = PYTEST.model_copy(update={"test": "python -m pytest -q --doctest-glob=*.rst"})
+    bench = Bench(tmp_path, {**BASE, "README.md": "# Calc\n", "docs/a.rst": ">>> 1 + 1\n2\n"}, doctests)
+    for files in (
+        {"docs/new.md": "AKIA" + "IOSFODNN7" + "QWERTYU\n"},
+        {"README.md": None},
+        {"docs/a.rst": ">>> 1 + 1\n2\n\nMore.\n"},
+        {"docs/new.rst": ">>> 1 + 1\n2\n"},
+    ):
+        assert (await bench.evidence(files, asked="docs")).exemption is None, files
+    assert (await bench.evidence({"README.md": "# Calc\n\nIt halves.\n"}, asked="docs")).failures == ()
+
+
+async def test_new_tests_that_an_edit_of_the_code_turns_red_need_no_other_red_test(calc: Bench) -> None:
+    evidence = await calc.evidence(GAP, asked="tests")
+    assert (evidence.failures, evidence.exemption) == ((), "tests")
+    assert evidence.able_to_fail == ("tests/test_gap.py::test_half_of_six",)
+    assert "small edit of the code turns tests/test_gap.py::test_half_of_six red" in evidence.proof
+    assert (await calc.evidence(GAP)).failures == (NO_RED,), "nobody asked for tests"
+
+
+EMPTY_TESTS: dict[str, dict[str, str | None]] = {
+    "asserts nothing": {"tests/test_gap.py": "from calc import half\n\n\ndef test_half():\n    half(4)\n"},
+    "never uses the code": {"tests/test_gap.py": "def test_half():\n    assert 4 / 2 == 2\n"},
+    "fails": {"tests/test_gap.py": "from calc import half\n\n\ndef test_half():\n    assert half(4) == 3\n"},
+    "is skipped": {**GAP, "tests/test_more.py": "import pytest\n\n\n@pytest.mark.skip\ndef test_half():\n    assert False\n"},
+    "has no test": {"tests/test_gap.py": "VALUE = 1\n"},
+    "changes the code too": {**GAP, "src/calc.py": CALC + "\n\ndef more():\n    return 1\n"},
+    "edits a test file": {**GAP, "tests/test_calc.py": TESTS.replace("half(4) == 2", "half(4)")},
+    "alters the test run": {**GAP, "tests/conftest.py": "VALUE = 1\n"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("files", EMPTY_TESTS.values(), ids=EMPTY_TESTS.keys())
+async def test_tests_that_show_nothing_are_refused(calc: Bench, files: dict[str, str | None]) -> None:
+    evidence = await calc.evidence(files, asked="tests")
+    assert evidence.exemption is None
+    assert any(reason.startswith(NO_RED) for reason in evidence.failures)
+
+
+async def test_new_tests_in_node_are_tried_on_edits_of_what_they_name(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, NODE_BASE, NODE)
+    found = await bench.evidence(
+        {path: text.replace("(1), 2", "(1), 3") for path, text in NODE_TEST.items()}, asked="tests"
+    )
+    assert (found.failures, found.able_to_fail) == ((), ("test/new.test.mjs > one",))

@@ -101,3 +101,21 @@ def test_what_two_roles_point_at_is_told_once_and_the_gravest_comes_first() -> N
 
     told = distinct([found("reviewer", "low", "Off  by one."), found("auditor 1", "medium", "Open."), found("auditor 2", "high", "off by one.")])  # fmt: skip
     assert [(f.source, f.severity) for f in told] == [("auditor 2", "high"), ("auditor 1", "medium")]
+
+
+EXEMPT: dict[str, Any] = {**GOOD, "fixed": (), "exemption": "docs", "files": ("README.md",)}
+
+
+def test_an_exemption_stands_in_for_the_red_test_and_the_verdict_says_so() -> None:
+    verdict = decide(Evidence(**EXEMPT), CANDIDATE, None, capable=True, last_round=False)
+    assert verdict.decision == "ACCEPT"
+    assert verdict.reasons == ("Only documents change, for which no test can be red; nothing that passed fails.",)
+
+
+@pytest.mark.parametrize("bad", [b for b in BAD if "fixed" not in b], ids=lambda b: next(iter(b)))
+@pytest.mark.parametrize("kind", ["docs", "tests"])
+def test_an_exemption_stands_in_for_nothing_else(bad: dict[str, Any], kind: str) -> None:
+    for opinion, last in product(OPINIONS, (True, False)):
+        evidence = Evidence(**{**EXEMPT, "exemption": kind, **bad})
+        verdict = decide(evidence, CANDIDATE, opinion, capable=True, last_round=last)
+        assert verdict.decision == ("REJECT" if last else "REVISE")

@@ -8,8 +8,20 @@ from typing import Any
 import pytest
 
 from infra.git import Mirror
-from tasks.measuring import anchored, as_markdown, evidence_at_hand, rank, shown_lines
-from tasks.models import Brief, Candidate, Evidence, Finding, Policy, Repository, TestChange, TestReport, Ticket
+from tasks.measuring import anchored, as_markdown, asked_exemption, evidence_at_hand, facts, rank, shown_lines
+from tasks.models import (
+    Brief,
+    Candidate,
+    Evidence,
+    Finding,
+    Greenfield,
+    Job,
+    Policy,
+    Repository,
+    TestChange,
+    TestReport,
+    Ticket,
+)
 from tests.shop import git, make_repository
 
 REPORT = TestReport(command="t", exit_code=0)
@@ -109,3 +121,31 @@ def test_evidence_is_at_hand_where_the_ticket_brings_or_names_a_red_test(
         ticket_tests=TestChange(tester=0, red=red),
     )  # fmt: skip
     assert evidence_at_hand(brief) is at_hand
+
+
+@pytest.mark.parametrize(
+    ("title", "greenfield", "asked"),
+    [
+        ("Document the prices", None, "docs"),
+        ("Add tests for total", None, "tests"),
+        ("total is wrong", None, None),
+        ("Refactor total", None, None),
+        ("Document store for recipes", Greenfield(), None),
+    ],
+)
+def test_only_tickets_for_documents_or_tests_ask_for_an_exemption(
+    title: str, greenfield: Greenfield | None, asked: str | None
+) -> None:
+    job = Job.model_construct(ticket=Ticket(key="T-1", title=title, body="", state="ready"), greenfield=greenfield)
+    assert asked_exemption(job) == asked
+
+
+def test_the_page_and_the_prompts_say_what_stands_in_for_the_red_test() -> None:
+    found = evidence(fixed=(), exemption="tests", able_to_fail=("t9",))
+    assert "- none. Only tests are added; a small edit of the code turns t9 red." in as_markdown(found)
+    assert "a small edit of the code turns t9 red" in facts(found)
+
+
+def test_what_an_exemption_lacks_stands_beside_the_rule() -> None:
+    said = evidence(fixed=(), shortfall="No test is new.").failures
+    assert said == ("No test fails before the change and passes after it. No test is new.",)
