@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import httpx
@@ -95,6 +96,20 @@ async def test_running_it_again_asks_nothing_and_leaves_the_same_pull_request(fa
     assert git(factory.remote(), "rev-parse", "agent/shop-1") == head
     assert (factory.board / "shop-1.md").read_bytes() == ticket
     assert second.usage == first.usage
+
+
+async def test_a_commit_that_was_kept_in_a_mirror_which_is_gone_is_made_anew(factory: Factory) -> None:
+    write_ticket(factory.board, "shop-1")
+    first = await factory.run("shop-1")
+    shutil.rmtree(factory.home / "repos")
+    factory.forget()
+    again = await factory.run("shop-1")
+    assert again.decision == "ACCEPT"
+    assert sorted(factory.calls()) == ONE_ROUND, "the answers were kept elsewhere"
+    assert again.pull_request is not None
+    assert first.pull_request is not None
+    assert again.pull_request.branch == first.pull_request.branch
+    assert git(factory.remote(), "rev-parse", "agent/shop-1").strip() == again.pull_request.head_sha
 
 
 async def test_a_wrong_change_is_revised_with_the_red_test_named(factory: Factory) -> None:
