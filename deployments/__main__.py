@@ -665,6 +665,8 @@ def playbook_run(
 
     if (name is None) == (resume is None):
         raise ConfigError("give the NAME of a playbook, or --resume RUN")
+    if resume is not None and (set or dry_run):
+        raise ConfigError("--resume goes on with a run as it was begun; leave out --set and --dry-run")
     with _reserved_stdout() as out:
         if name is not None and dry_run:
             commands = playbooks.rehearse(_settings(), name, repo, set or [])

@@ -18,6 +18,7 @@ BY_HAND = "retired by a person"
 
 def listed(settings: Settings, repository: str | None, everything: bool) -> list[Correction]:
     """Those that are shown to runs, newest first; `everything`: the evicted and retired ones, too."""
+    repository = repository and repository.encode(errors="replace").decode()  # half characters of a terminal
     with _opened(settings) as lessons:
         found = lessons.corrections(repository)
     return found if everything else [each for each in found if each.state == "active"]

@@ -30,10 +30,15 @@ def find(settings: Settings, text: str, scope: str | None, limit: int) -> Answer
     """What fits, best first. Raises Unreachable when memory cannot be asked, ConfigError when it is turned off."""
     section = settings.memory.model_copy(update={"search_seconds": PATIENCE_SECONDS})
     memory = _opened(settings.model_copy(update={"memory": section}))
-    answer = memory.search(Wanted(text=text, scope=scope, limit=limit))
+    answer = memory.search(Wanted(text=_readable(text), scope=scope and _readable(scope), limit=limit))
     if answer.degraded:
         raise Unreachable(answer.degraded)
     return answer
+
+
+def _readable(text: str) -> str:
+    """Without what a terminal may give that is no text (lone surrogates)."""
+    return text.encode(errors="replace").decode()
 
 
 def point(settings: Settings, name: str) -> Point:

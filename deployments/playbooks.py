@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import getpass
+import json
 import secrets
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from deployments.tables import table_of
 from deployments.tending import _only_repository, _run
 from infra.errors import ConfigError
 from infra.llm import Frozen
-from infra.playbooks import ObservedStep, Operation, PlaybookRun
+from infra.playbooks import PlaybookRun
 from infra.settings import Settings
 
 if TYPE_CHECKING:
@@ -112,9 +113,13 @@ def observe(
     if file is not None:
         if not file.is_file():
             raise ConfigError(f"there is no file {str(file)!r}; correct the path")
-        operation = parse_operation(file.read_text(encoding="utf-8"), str(file))
+        try:
+            operation = parse_operation(file.read_text(encoding="utf-8"), str(file))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{str(file)!r} cannot be read as UTF-8 text ({error}); correct it") from None
     else:
-        operation = Operation(title=title or "", steps=tuple(ObservedStep(run=command) for command in commands))
+        said = {"title": title, "steps": [{"run": command} for command in commands]}
+        operation = parse_operation(json.dumps(said), "--title and --command")
     source = operation.source or f"{person()} {secrets.token_hex(4)}"
     return asyncio.run(keep(pinned, operation.model_copy(update={"source": source})))
 
@@ -144,13 +149,11 @@ def reject(settings: Settings, run: str, verbose: bool) -> Ran:
 
 def _decide(engine: Engine, run: PlaybookRun, approved: bool) -> Ran:
     from tasks.approvals import decide, resume_suspended
-    from tasks.playbooks import ran, wake_ticket
+    from tasks.playbooks import ran
 
-    after = decide(run.id, approved, person())
+    decide(run.id, approved, person())
     _up(engine)
-    if _run(resume_suspended(run, approved, person())) or (approved and wake_ticket(after)):
-        return ran(run.id)
-    return _run(_go_on(run.id))
+    return ran(run.id) if _run(resume_suspended(run, approved, person())) else _run(_go_on(run.id))
 
 
 def disable(settings: Settings, name: str, repository: str | None, reason: str) -> Shown:
@@ -177,9 +180,9 @@ def rehearse(settings: Settings, name: str, repository: str | None, given: Seque
 def run(settings: Settings, name: str, repository: str | None, given: Sequence[str], verbose: bool) -> Ran:
     """A new run, in this process, until it ends or waits for approval."""
     engine = choose_engine(settings, verbose)
-    pinned = _pinned(settings, repository)
-    from tasks.playbooks import begin, find_playbook
+    from tasks.playbooks import begin, find_playbook  # before `_pinned`, which else would choose another server
 
+    pinned = _pinned(settings, repository)
     begun = begin(pinned, find_playbook(pinned, name), parameters(given))
     _up(engine)
     return _run(_go_on(begun.id))
@@ -287,7 +290,8 @@ def noted_view(noted: Noted) -> RenderableType:
     if noted.playbook is None:
         return Text(f"Operation {noted.operation} is kept: {noted.sightings} like it of {noted.wanted}.")
     return Group(
-        Text(f"Operation {noted.operation} makes the playbook {noted.playbook}, proposed at {noted.url}\n"),
+        Text(f"Operation {noted.operation} makes the playbook {noted.playbook}, proposed at {noted.url}"),
+        Text(f"Merge it, then `darkfactory playbook approve {noted.playbook}`.\n"),
         Text(noted.content),
     )
 
@@ -295,5 +299,5 @@ def noted_view(noted: Noted) -> RenderableType:
 def approved_view(done: Shown | Ran) -> RenderableType:
     """A playbook after a decision, or a run as it stands."""
     if isinstance(done, Shown):
-        return Text(f"{done.path} is {done.state}{f': {done.reason}' if done.reason else ''}")
+        return shown_view(done)
     return Text(done.sentence())

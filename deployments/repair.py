@@ -14,7 +14,7 @@ from rich.text import Text
 from deployments.tables import table_of
 from deployments.tending import _run, _start_engine
 from infra.database import Database, open_database
-from infra.errors import FactoryError
+from infra.errors import ConfigError, FactoryError
 from infra.llm import Frozen
 from infra.releases import Releases
 from infra.repairs import JournalLine, NodeRelease, ReleaseState, Repair, Repairs
@@ -70,7 +70,7 @@ def _follow(settings: Settings, repairs: Repairs, node: str, over: threading.Eve
             if now != told:
                 _log.info("node=%s release=%s problem=%r", node, *now)
             told = now
-        except FactoryError as error:  # the database may come back
+        except (FactoryError, OSError) as error:  # the database may come back, or a person mend the folder's rights
             _log.warning("node=%s outcome=release-not-looked-up reason=%r", node, str(error))
         over.wait(LOOK_SECONDS)
 
@@ -147,7 +147,9 @@ def roll_back(settings: Settings) -> tuple[str, str, str | None]:
 
 
 def repair_now(settings: Settings, verbose: bool) -> Repaired:
-    """Look once, and work here what is due. Raises FactoryError."""
+    """Look once, and work here what is due. Raises FactoryError, ConfigError while repairs are off."""
+    if not settings.repair.enabled:
+        raise ConfigError("repairs are off; set `repair.enabled: true` in factory.yaml")
     _start_engine(settings, verbose)
     from flows.repair import repair_here
 

@@ -165,16 +165,23 @@ class Spawner:
     async def _listen(self, process: asyncio.subprocess.Process) -> None:
         """Hand on what it says; when it dies, all of its runs are lost."""
         assert process.stdout  # noqa: S101  it is a pipe
-        async for line in process.stdout:
-            answer = Answer.model_validate_json(line)
-            if answer.what == "ready":
-                self._ready.set()
-            elif run := self._runs.get(answer.number):
-                run.hear(answer)
+        try:
+            async for line in process.stdout:
+                self._hear(Answer.model_validate_json(line))
+        except ValueError as error:  # something printed among its words: nobody would hear of its runs any more
+            _log.error("the process that runs are forked from does not speak as one: %r", str(error)[:300])
+            with suppress(ProcessLookupError):
+                process.kill()
         await process.wait()
         self._ready.set()
         for number, run in self._runs.items():
             run.hear(Answer(what="over", number=number, status=LOST))
+
+    def _hear(self, answer: Answer) -> None:
+        if answer.what == "ready":
+            self._ready.set()
+        elif run := self._runs.get(answer.number):
+            run.hear(answer)
 
     @asynccontextmanager
     async def run(self, run_id: str, environment: Mapping[str, str]) -> AsyncIterator[Run]:

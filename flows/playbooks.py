@@ -30,18 +30,22 @@ async def run_playbook(run: str, suspend: bool = True) -> Ran:
     """Work the run that the journal holds under this id, from where it stands. Started again it repeats no finished step.
 
     At an approval that is not given yet, a run of a deployment is suspended (`suspend`); any other one ends here and is
-    started again. Raises InfraError (nothing is lost, run it again) and ConfigError.
+    started again. A parked ticket goes on with its run itself, so that its claim guards it. Raises InfraError (nothing is
+    lost, run it again) and ConfigError.
     """
     while True:
         stands = ran(run)
         if stands.state == "waiting" and not await heard(run, suspend):
             return stands
+        if wake_ticket(run):
+            return ran(run)
+        stands = ran(run)
         if stands.state in ("succeeded", "undone", "stuck"):
             return stands
         async with at_work(run) as work:
             stands = await go_on(work)
         if stands.state != "waiting":
-            wake_ticket(work.now())
+            wake_ticket(run)  # it was parked meanwhile
             return stands
         if not suspend:
             return stands

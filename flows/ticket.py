@@ -78,11 +78,11 @@ async def work_ticket(
             try:
                 outcome = await deliver(job, started)
             except FactoryError as error:
+                await remember_failure(job, error)  # before its end is told: a run that is killed here comes back
                 await give_back(job, error, time.monotonic() - started)
-                await remember_failure(job, error)
                 raise
-            await close(job, outcome)
             await remember(job, outcome)
+            await close(job, outcome)
             return outcome
 
 

@@ -86,7 +86,8 @@ echo "$sha"
 
 
 class ChangedFile(Frozen):
-    """One file of a diff. `previous` is the path it was renamed from; lines are 0 for a binary file.
+    """One file of a diff. `previous` is the path it was renamed from; lines are 0 for a binary file, and git takes a text of
+    more than 4 MiB for one.
 
     `mode` is git's new mode ("100644", "120000" for a link, "160000" for a submodule; "000000" when deleted).
     """
@@ -98,6 +99,7 @@ class ChangedFile(Frozen):
     removed: int = 0
     mode: str
     previous_mode: str
+    binary: bool = False
 
 
 class Merged(Frozen):
@@ -1113,7 +1115,7 @@ def _changed_files(fields: list[str]) -> list[ChangedFile]:
     """Parse `diff-tree -z --raw --numstat`: first all raw entries, then one count for each."""
     rest = iter(fields)
     entries: list[tuple[list[str], str | None, str]] = []
-    lines: dict[str, tuple[int, int]] = {}
+    lines: dict[str, tuple[str, str]] = {}
     for field in rest:
         if field.startswith(":"):
             meta, path = field[1:].split(" "), next(rest)
@@ -1124,11 +1126,11 @@ def _changed_files(fields: list[str]) -> list[ChangedFile]:
             if not path:  # a rename: the old and the new name follow
                 next(rest)
                 path = next(rest)
-            lines[path] = (int(added) if added != "-" else 0, int(removed) if removed != "-" else 0)
+            lines[path] = (added, removed)
     return [
         ChangedFile(
             path=path, previous=previous, status=_STATUS[meta[4][0]], mode=meta[1], previous_mode=meta[0],
-            added=lines[path][0], removed=lines[path][1],
+            added=int(lines[path][0].replace("-", "0")), removed=int(lines[path][1].replace("-", "0")), binary="-" in lines[path],
         )
         for meta, previous, path in entries
     ]  # fmt: skip

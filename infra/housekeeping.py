@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from pydantic import AwareDatetime
-from sqlalchemy import CheckConstraint, ColumnElement, Index, func, literal, select, text, update
+from sqlalchemy import ARRAY, CheckConstraint, ColumnElement, Index, Text, any_, func, literal, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
@@ -147,7 +147,7 @@ class Housekeeping:
     def known(self, fingerprints: Sequence[str]) -> set[str]:
         """Those of the fingerprints that have a ticket, are about to get one, or need none."""
         query = select(FindingTable.fingerprint).where(
-            FindingTable.fingerprint.in_(fingerprints), FindingTable.state != "seen"
+            FindingTable.fingerprint == any_(literal(list(fingerprints), ARRAY(Text))), FindingTable.state != "seen"
         )
         with self._transaction() as session:
             return set(session.scalars(query))
@@ -247,6 +247,13 @@ class Housekeeping:
         with self._transaction() as session:
             return {key for key in session.scalars(query) if key is not None}
 
+    def made(self, chore: str, repository: str) -> dict[str, datetime]:
+        """The tickets that a chore made of a repository, and when."""
+        mine = (FindingTable.chore == chore) & (FindingTable.repository == repository)
+        query = select(FindingTable.ticket, FindingTable.intended_at).where(mine, FindingTable.state == "created")
+        with self._transaction() as session:
+            return {ticket: at for ticket, at in session.execute(query) if ticket is not None and at is not None}
+
     def merged(self, repository: str) -> list[Merged]:
         """The factory's merged pull requests of a repository, the oldest first."""
         both = (PullRequestTable.board == TicketTable.board) & (PullRequestTable.ticket == TicketTable.key)
@@ -294,7 +301,7 @@ class Housekeeping:
     # ---- marks
 
     def mark_of(self, chore: str, place: str, subject: str) -> str | None:
-        """What was dealt with last about a subject (a branch, a ticket) of a place (a repository, a board)."""
+        """What was dealt with last about a subject (a head, a ticket) of a place (a repository, a board)."""
         with self._transaction() as session:
             row = session.get(ChoreMarkTable, (chore, place, subject))
             return row.mark if row is not None else None

@@ -105,7 +105,7 @@ class Failure(Frozen):
 class Correction(Row):
     """A correction as it was read. `seen` counts the attempts that failed so, `applied` those that were told.
 
-    `told_at` is when shared memory and corpus had it, after `promoted_at`.
+    `told_at` is when shared memory and corpus had it, after `promoted_at`; empty again until they know that it is retired.
     """
 
     id: int
@@ -157,6 +157,7 @@ class Lessons:
         with self._transaction() as session:
             told = session.get(BriefingTable, attempt)
             if told is None:
+                _lock(session, kind)  # before rows that `note` and `settle` change in another order
                 shown = words([Correction.model_validate(row) for row in session.scalars(_active(kind))])
                 told = _briefed(session, attempt, kind, shown)
             return tuple(Shown.model_validate(each) for each in told.shown)
@@ -175,7 +176,7 @@ class Lessons:
             told.outcome = "accepted" if accepted else "failed"
             again = set(session.scalars(select(SightingTable.pattern).where(SightingTable.attempt == attempt)))
             for each in told.shown:
-                row = session.get(CorrectionTable, each["correction"])
+                row = session.get(CorrectionTable, each["correction"], with_for_update=True)
                 if row is not None:
                     _count(row, failed_again=row.pattern in again, accepted=accepted)
             if accepted and remedy:
@@ -187,14 +188,17 @@ class Lessons:
             return tuple(session.scalars(select(SightingTable.pattern).where(SightingTable.attempt == attempt)))
 
     def untold(self) -> list[Correction]:
-        """Promoted ones that shared memory and corpus do not have yet."""
+        """Promoted ones that shared memory and corpus do not have yet, or do not know to be retired."""
         wanted = CorrectionTable.promoted_at.is_not(None) & CorrectionTable.told_at.is_(None)
         with self._transaction() as session:
             return [Correction.model_validate(row) for row in session.scalars(select(CorrectionTable).where(wanted))]
 
-    def mark_told(self, correction: int) -> None:
+    def mark_told(self, correction: Correction) -> None:
+        """They know it as it was read; nothing where it was retired since."""
+        retired = CorrectionTable.state == "retired"
+        same = (CorrectionTable.id == correction.id, retired if correction.state == "retired" else ~retired)
         with self._transaction() as session:
-            session.execute(update(CorrectionTable).where(CorrectionTable.id == correction).values(told_at=func.now()))
+            session.execute(update(CorrectionTable).where(*same).values(told_at=func.now()))
 
     def corrections(self, repository: str | None = None) -> list[Correction]:
         """All of them, also those that are no longer shown, of one repository or of all; newest first."""
@@ -210,10 +214,10 @@ class Lessons:
             return Correction.model_validate(_existing(session, correction))
 
     def retire(self, correction: int, reason: str) -> Correction:
-        """Show it no more. Raises ConfigError when there is none."""
+        """Show it no more, and have it `untold` again. Raises ConfigError when there is none."""
         with self._transaction() as session:
-            row = _existing(session, correction)
-            row.state, row.reason = "retired", redact(reason)
+            row = _existing(session, correction, for_update=True)
+            _retire(row, redact(reason))
             return Correction.model_validate(row)
 
 
@@ -282,14 +286,18 @@ def _count(row: CorrectionTable, *, failed_again: bool, accepted: bool) -> None:
     if failed_again:
         row.failed += 1
         if row.failed >= RETIRED_AFTER and row.failed >= row.ok and row.state != "retired":
-            row.state, row.reason = (
-                "retired",
-                f"{row.failed} attempts that were told failed so again, {row.ok} went well",
-            )
+            _retire(row, f"{row.failed} attempts that were told failed so again, {row.ok} went well")
     elif accepted:
         row.ok += 1
         if row.ok >= PROMOTED_AFTER and row.promoted_at is None and row.state != "retired":
             row.promoted_at = func.now()  # the database's clock
+
+
+def _retire(row: CorrectionTable, reason: str) -> None:
+    """Once: what was told of it has to be taken back."""
+    if row.state != "retired":
+        row.told_at = None
+    row.state, row.reason = "retired", reason
 
 
 def _remember_remedy(session: Session, attempt: str, told: BriefingTable, remedy: str) -> None:
@@ -301,8 +309,9 @@ def _remember_remedy(session: Session, attempt: str, told: BriefingTable, remedy
     session.execute(mine.values(remedy=remedy))
 
 
-def _existing(session: Session, correction: int) -> CorrectionTable:
-    row = session.get(CorrectionTable, correction)
+def _existing(session: Session, correction: int, *, for_update: bool = False) -> CorrectionTable:
+    is_number = correction.bit_length() < 64  # of the database
+    row = session.get(CorrectionTable, correction, with_for_update=for_update) if is_number else None
     if row is None:
         raise ConfigError(f"there is no correction {correction}; `darkfactory lessons list` shows all")
     return row

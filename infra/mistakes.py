@@ -72,9 +72,9 @@ def _lines(node: yaml.Node, place: Place, name: str) -> Iterator[tuple[Place, in
     seen: dict[str, int] = {}
     for key, value in node.value:
         line, inner = key.start_mark.line + 1, (*place, str(key.value))
-        if key.value in seen:
+        if str(key.value) in seen:
             raise ConfigError(
-                f"{name!r} line {line}: `{_dotted(inner)}` stands there twice, first in line {seen[key.value]}; remove one"
+                f"{name!r} line {line}: `{_dotted(inner)}` stands there twice, first in line {seen[str(key.value)]}; remove one"
             )
         seen[str(key.value)] = line
         yield inner, line

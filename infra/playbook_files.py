@@ -41,17 +41,27 @@ _PATTERN_CHARS = 200
 _UNBOUNDED = 3
 _RESERVED = frozenset({"http_proxy", "https_proxy", "no_proxy", "all_proxy", "ftp_proxy", "steps", "and", "or", "not"})
 _REFERENCE = re.compile(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))")
-_RUNS_TEXT = re.compile(r"""(?x)
-    (?:^|[\s;&|(/]) (?: (?:eval|source|xargs|ssh|su|watch)\s
-    | (?:sh|bash|dash|zsh|ksh|python[\d.]*|perl|ruby|node|php|awk|env)(?:\s+-\S+)*\s+-\w*[ceS]\b )
+_INTERPRETER = r"(?:sh|bash|dash|zsh|ksh|python[\d.]*|perl|ruby|node|php|awk|env)"
+_RUNS_TEXT = re.compile(rf"""(?x)
+    (?:^|[\s;&|(/\\]) (?: (?:eval|source|xargs|ssh|su|watch|trap)\s
+    | {_INTERPRETER}(?:\s+-\S+(?:\s+[^-\s]\S*)?)*\s+(?:-\w*[ceEprS]|--eval|--exec|--print)\b )
+    | \|\s*(?:\S*/)?{_INTERPRETER}(?:\s+-\S*)*\s*(?:$|[;&|)])
     | (?:^|[;&|]\s*)\.\s
 """)
-"""Programs that read an argument as code of their own."""
+"""Programs that read an argument, or what is piped into them, as code of their own."""
+_COMMAND_NAME = re.compile(r"""(?x)
+    (?:^|[;&|]|\b(?:then|do|else|if|elif|while|until)\s|\b(?:exec|command|nohup|time|timeout|nice|sudo|setsid|env)\s+(?:[-\d]\S*\s+)*)
+    \s*(?:!\s+)?(?:\w+=(?:"[^"]*"|\S*)\s+)*"\$\{?(\w+)(?![^"]*"\s*[=!])
+""")
+"""A variable where a command's name stands; not one that is compared in `[[ a || "$b" == c ]]`."""
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,59}$")]
 ParameterName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,29}$")]
-Command = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\n\r\x00]*$")]
-"""One line of shell."""
+Command = Annotated[
+    str,
+    Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]*$"),
+]
+"""One line of shell, without letters that would show a person another command than the one that runs."""
 
 
 class Parameter(Frozen):
@@ -305,6 +315,8 @@ def _problems(command: str, parameters: Mapping[str, Parameter]) -> Iterator[str
         yield "with a parameter there is neither command substitution nor `<<` or `$'`; put it into a script"
     if _RUNS_TEXT.search(command):
         yield "a parameter must not reach a program that takes text as code; put it into a script of the repository"
+    if named := sorted(used & set(_COMMAND_NAME.findall(command))):
+        yield f"the parameter {named[0]!r} must not be the name of a command; write the command out"
     if bare := sorted(used & _outside_double_quotes(command)):
         yield f'write a parameter in double quotes: "${bare[0]}"'
 

@@ -26,6 +26,10 @@ _SHAPES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\b(?:gh[pousr]_|github_pat_)[A-Za-z0-9_]{16,}"), MASK),
     (re.compile(r"\bxox[a-z]-[A-Za-z0-9\-]{8,}"), MASK),
     (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), MASK),
+    (re.compile(r"\b(?:glpat-|gldt-)[A-Za-z0-9_\-]{16,}"), MASK),
+    (re.compile(r"\bnpm_[A-Za-z0-9]{30,}"), MASK),
+    (re.compile(r"\bAIza[A-Za-z0-9_\-]{35}"), MASK),
+    (re.compile(r"\beyJ[A-Za-z0-9_\-]{8,2000}\.eyJ[A-Za-z0-9_\-]{8,4000}\.[A-Za-z0-9_\-]{16,}"), MASK),
 )
 
 

@@ -95,7 +95,8 @@ class Releases:
     def add(self, sha: str, archive: Callable[[], bytes], smoke: str) -> None:
         """Make a revision ready: unpacked, on the disk, proved by the command `smoke` in it, and only then in its place.
 
-        `archive` gives its tree as a tar below `<sha>/`. Raises WorkFailed when the command fails, DiskFull.
+        `archive` gives its tree as a tar below `<sha>/`. Raises WorkFailed when that leads out of its place or the command
+        fails, DiskFull.
         """
         if self.has(sha):
             return
@@ -109,8 +110,11 @@ class Releases:
 
     def _add(self, sha: str, archive: bytes, smoke: str) -> None:
         draft = self.folder / f".new-{sha}"
-        with tarfile.open(fileobj=io.BytesIO(archive)) as packed:
-            packed.extractall(draft, filter="data")
+        try:
+            with tarfile.open(fileobj=io.BytesIO(archive)) as packed:
+                packed.extractall(draft, filter="data")
+        except tarfile.TarError as error:
+            raise WorkFailed(f"the tree of {sha!r} cannot be a release: {error}") from None
         prove(draft / sha, smoke)
         _sync_tree(draft / sha)
         (draft / sha).rename(self.folder / sha)
@@ -130,21 +134,24 @@ class Releases:
         return True
 
     def roll_back(self) -> tuple[str, str]:
-        """Go back to the release before, and never use the current one here again. Returns both, the left one first.
+        """Go back to the release before, or to the installed package where none is known, and never use the current one here
+        again. Returns both, the left one first.
 
         Without a database. Raises ConfigError when there is nothing to go back to.
         """
         left, book = self.current(), self.book
-        if left in (book.previous, INSTALLED):
-            raise ConfigError(f"nothing to roll back: {left!r} runs, and no other release was before it")
+        if left == INSTALLED:
+            raise ConfigError("nothing to roll back: the installed package runs, and nothing was before it")
         if left not in book.refused:
             self._note(book.model_copy(update={"refused": (*book.refused, left)}))
         return left, self._leave(self.book)
 
     def _leave(self, book: Book) -> str:
-        """Away from a release that was refused, to the one before it, or the installed package where that is not here."""
+        """Away from a release that was refused, to the one before it, or the installed package where that is not here, or
+        was refused too."""
         if self.current() in book.refused:
-            self._point(book.previous if self.has(book.previous) else INSTALLED)
+            usable = self.has(book.previous) and book.previous not in book.refused
+            self._point(book.previous if usable else INSTALLED)
         return self.current()
 
     def _note(self, book: Book) -> None:

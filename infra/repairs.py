@@ -257,8 +257,8 @@ class Repairs:
     # ---- repairs ----------------------------------------------------------------------------------------------------
 
     def begin(self, signal: Signal, baseline: Sample, repository: str, board: str, since: datetime) -> Repair | None:
-        """Start a repair, with what hurts now as its baseline. None while one of this signature is open, cools down, or was
-        kept after `since`: then its failures are older than its release."""
+        """Start a repair, with what hurts now as its baseline. None while one of its class and place is open or cools
+        down, or one of this signature was kept after `since`: then its failures are older than its release."""
         with self._transaction() as session:
             session.execute(select(func.pg_advisory_xact_lock(_LOCK)))
             if self._rests(session, signal.signature, since):
@@ -273,12 +273,19 @@ class Repairs:
             return Repair.model_validate(row)
 
     def _rests(self, session: Session, signature: str, since: datetime) -> bool:
-        rows = session.scalars(select(RepairTable).where(RepairTable.signature == signature)).all()
+        """Open and cooling repairs count for all failures of their class and place: the message may be a stranger's words."""
+        place = RepairTable.signature.startswith(f"{signature.partition(':')[0]}:", autoescape=True)
+        rows = session.scalars(select(RepairTable).where(place | (RepairTable.signature == signature))).all()
         moment = self._now(session)
         return any(
             row.stage != "ended"
             or (row.cooldown_until is not None and row.cooldown_until > moment)
-            or (row.outcome == "kept" and row.switched_at is not None and row.switched_at > since)
+            or (
+                row.signature == signature
+                and row.outcome == "kept"
+                and row.switched_at is not None
+                and row.switched_at > since
+            )
             for row in rows
         )
 

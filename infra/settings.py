@@ -135,6 +135,7 @@ class Settings(BaseSettings):
             *_mixed_models(self),
             *_missing_strong(self),
             *_wrong_housekeeping(self),
+            *_wrong_repair(self),
         ]:
             raise Conflicts(found)
         return self
@@ -360,10 +361,22 @@ def _wrong_housekeeping(settings: Settings) -> Iterator[tuple[Place, str]]:
         if name not in CHORES:
             known = ", ".join(CHORES)
             yield ("housekeeping", "chores", name), f"no such chore{nearest(name, sorted(CHORES))}; known here: {known}"
+    yield from _wrong_board(settings, "housekeeping", section)
+
+
+def _wrong_repair(settings: Settings) -> Iterator[tuple[Place, str]]:
+    section = settings.repair
+    yield from _wrong_board(settings, "repair", section)
+    yield from _not_among(settings.repositories, "repositories", ("repair", "repository"), section.repository)
+
+
+def _wrong_board(
+    settings: Settings, name: str, section: HousekeepingSection | RepairSection
+) -> Iterator[tuple[Place, str]]:
     if section.enabled and section.board is None and len(settings.all_boards) > 1:
         boards = ", ".join(sorted(settings.all_boards))
-        yield ("housekeeping",), f"there are several boards ({boards}); name the one for new tickets with `board`"
-    yield from _not_among(settings.all_boards, "boards", ("housekeeping", "board"), section.board)
+        yield (name,), f"there are several boards ({boards}); name the one for new tickets with `board`"
+    yield from _not_among(settings.all_boards, "boards", (name, "board"), section.board)
 
 
 def _unknown_repositories(settings: Settings) -> Iterator[tuple[Place, str]]:

@@ -16,7 +16,7 @@ from infra.errors import ConfigError
 from infra.notify import notify
 from infra.playbooks import PlaybookRun
 from tasks import services
-from tasks.playbooks import Work, approve_step, reject_step
+from tasks.playbooks import Work, approve_step, ran, reject_step
 
 RUN_PLAYBOOK = "run-playbook"
 _log = logging.getLogger(__name__)
@@ -31,15 +31,14 @@ class Approval(RunInput):
 
 async def ask_people(work: Work) -> None:
     """Tell people, once, what waits for them."""
-    run = work.now()
-    step = next(step for step in work.steps if step.id == run.step)
+    run, stands = work.now(), ran(work.id)
     text = (
-        f"step {step.id!r} of playbook {run.name!r} on {run.repository!r} ({run.ticket or 'by hand'}) wants to run `{step.run}` with "
-        f"{run.parameters}; `darkfactory playbook approve {run.id}` or `darkfactory playbook reject {run.id}`"
+        f"step {run.step!r} of playbook {run.name!r} on {run.repository!r} ({run.ticket or 'by hand'}) wants to run "
+        f"`{stands.command}`; `darkfactory playbook approve {run.id}` or `darkfactory playbook reject {run.id}`"
     )
-    _log.info("playbook-run=%s step=%s outcome=waiting", run.id, step.id)
+    _log.info("playbook-run=%s step=%s outcome=waiting", run.id, run.step)
     await asyncio.to_thread(
-        notify, services.settings().notify, "an approval is wanted", text, key=f"gate:{run.id}:{step.id}"
+        notify, services.settings().notify, "an approval is wanted", text, key=f"gate:{run.id}:{run.step}"
     )
 
 

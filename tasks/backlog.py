@@ -20,7 +20,7 @@ from infra.slots import sole
 from infra.test_runners import detect_policy, shorten
 from tasks import services
 from tasks.advisories import advisories
-from tasks.dispatching import Slots, _gate
+from tasks.dispatching import Slots, dispatch_gate
 from tasks.finders import (
     Found,
     Look,
@@ -43,6 +43,8 @@ from tasks.scribe import code, quoted
 
 EVIDENCE_CHARS = 2_000
 TITLE_CHARS = 120
+MOST_NEW = 300
+"""New findings that one run sorts, the worst first; the others are counted as capped, and seen again by a later run."""
 PAST_TICKETS = 2_000
 """Of earlier tickets, how many titles are compared."""
 REFILL = "refill"
@@ -139,13 +141,17 @@ async def make_tickets(chore: str, repository: str, seen: Sighted, dry_run: bool
 def _made(chore: str, repository: str, seen: Sighted, dry_run: bool) -> Swept:
     store, section = services.housekeeping(), services.settings().housekeeping
     named = {_fingerprint(repository, each): each for each in seen.found}
-    drafts = {key: _draft(chore, repository, seen.base_sha, key, each) for key, each in named.items()}
     known = store.known(list(named))
-    same = _duplicates({key: each for key, each in named.items() if key not in known})
+    fresh = [key for key in named if key not in known]
+    looked_at = {*known, *fresh[:MOST_NEW]}
+    drafts = {
+        key: _draft(chore, repository, seen.base_sha, key, each) for key, each in named.items() if key in looked_at
+    }
+    same = _duplicates({key: named[key] for key in fresh[:MOST_NEW]})
     wanted = [(key, named[key].kind, draft) for key, draft in drafts.items() if key not in same]
     swept = Swept(
         chore=chore, repository=repository, found=len(named), known=len(known), duplicates=len(same), notes=seen.notes,
-        dry_run=dry_run,
+        capped=len(fresh[MOST_NEW:]), dry_run=dry_run,
     )  # fmt: skip
     if dry_run:
         return _foretold(swept, [draft.title for key, _, draft in wanted if key not in known])
@@ -165,12 +171,12 @@ def _foretold(swept: Swept, titles: Sequence[str]) -> Swept:
         section.max_per_day(swept.chore) - today.get(swept.chore, 0), section.max_tickets_per_day - sum(today.values())
     )
     shown = tuple(titles[: max(room, 0)])
-    return swept.model_copy(update={"capped": len(titles) - len(shown), "titles": shown})
+    return swept.model_copy(update={"capped": swept.capped + len(titles) - len(shown), "titles": shown})
 
 
 def _end(swept: Swept, chosen: Sorted, made: Sequence[Ticket]) -> Swept:
     done = swept.model_copy(update={
-        "known": chosen.known, "capped": chosen.capped, "made": len(made),
+        "known": chosen.known, "capped": swept.capped + chosen.capped, "made": len(made),
         "tickets": tuple(t.key for t in made), "titles": tuple(t.title for t in made),
     })  # fmt: skip
     record(done)
@@ -271,12 +277,13 @@ def _tickets_of_others() -> list[Ticket]:
 
 def near(each: Found, title: str) -> bool:
     """Whether a person's title is about this finding: it names the same code, and most of the shorter one's words are in
-    the other. A finding that has no name of its own needs all the words."""
+    the other. A finding that has no name of its own needs all of its words."""
     mine, theirs = _words(each.title), _words(title)
     shorter = min(len(mine), len(theirs))
-    if each.name and each.name.casefold() not in re.findall(r"\w+", title.casefold()):
-        return False
-    return shorter >= 3 and len(mine & theirs) >= (0.6 if each.name else 1.0) * shorter
+    if not each.name:
+        return len(mine) >= 3 and mine <= theirs
+    named = each.name.casefold() in re.findall(r"\w+", title.casefold())
+    return named and shorter >= 3 and len(mine & theirs) >= 0.6 * shorter
 
 
 def _words(text: str) -> set[str]:
@@ -345,4 +352,4 @@ async def refill_when_idle(skipped: tuple[str, ...]) -> bool:
 
 def _has_room() -> bool:
     boards = {f"board:{services.housekeeping_board()}"} & services.pauses().active().keys()
-    return not boards and _gate().closed is None and Slots.now().has_room() and not is_full()
+    return not boards and dispatch_gate().closed is None and Slots.now().has_room() and not is_full()

@@ -93,7 +93,9 @@ async def collect(
     """One commit on the base with the units' changes and the red tests, and the sheet that says what it is made of."""
     candidate = await put_together(job, number, round, changes, tests)
     if not await asyncio.to_thread(services.mirror(job.repository).contains, candidate.head_sha, candidate.head_sha):
-        made_anew = put_together.with_options(refresh_cache=True)  # the mirror that held it was removed, or is another one
+        made_anew = put_together.with_options(
+            refresh_cache=True
+        )  # the mirror that held it was removed, or is another one
         candidate = await made_anew(job, number, round, changes, tests)
     made = manifest(candidate)
     status: paper.Status = "partial" if candidate.conflicts else "success"

@@ -13,7 +13,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 
 from prefect import task
@@ -44,7 +44,7 @@ from tasks import services
 from tasks.answers import parse
 from tasks.asking import MODEL_SLOTS
 from tasks.context import SYSTEM, fenced
-from tasks.models import FactoryError, Frozen, Message, ModelRequest
+from tasks.models import Completion, FactoryError, Frozen, Message, ModelRequest, Ticket
 from tasks.seats import level_of
 
 MOST_LOOKED_AT = 2_000
@@ -54,7 +54,7 @@ MOST_ASKED = 40
 MOST_AGAIN = 500
 LOCK = 7_203_790
 WAIT_SECONDS, POLL_SECONDS = 1_800.0, 5.0
-ROLE = "curator"
+ROLE, TICKET = "curator", "consolidation"
 _log = logging.getLogger(__name__)
 
 INSTRUCTION = """\
@@ -146,6 +146,17 @@ async def alone() -> AsyncIterator[None]:
         raise CapacityUnavailable(
             "another machine consolidates the shared memory; the next run looks at the same points"
         )
+
+
+@contextmanager
+def _alone_at_once(memory: Memory) -> Iterator[None]:
+    """As `alone`, without waiting: a person asks. Raises CapacityUnavailable."""
+    with _here_alone(memory), only_one(services.database(), LOCK) if memory.shared else nullcontext(True) as ours:
+        if not ours:
+            raise CapacityUnavailable(
+                "another machine consolidates the shared memory now; run this again when it is done"
+            )
+        yield
 
 
 @contextmanager
@@ -297,11 +308,25 @@ async def _asked(cluster: Cluster, model: Router) -> tuple[Draft | None, float]:
         max_tokens=2_000,
         json_schema=Draft.model_json_schema(),
     )
-    purpose = Purpose(key=f"{ROLE}-{secrets.token_hex(16)}", board="memory", ticket="consolidation", role=ROLE,
+    purpose = Purpose(key=f"{ROLE}-{secrets.token_hex(16)}", board="memory", ticket=TICKET, role=ROLE,
                       public=repository is not None and repository.public)  # fmt: skip
     async with slot(settings.root / "run" / MODEL_SLOTS, settings.model_slots):
         completion = await model.for_call(purpose).complete(request)
+    await asyncio.to_thread(_count, purpose.key, completion, model)
     return parse(completion.text, Draft), completion.usage.cost_usd
+
+
+def _count(key: str, completion: Completion, model: Router) -> None:
+    """What the call used, in the ledger, under a ticket that is on no board."""
+    board = services.housekeeping_board()
+    ticket = Ticket(board=board, key=TICKET, title="Consolidation of memory", body="", state="housekeeping")
+    ledger = services.ledger(board)
+    ledger.record_ticket(ticket, "")
+    attempt = ledger.start_attempt(TICKET, "", ticket.revision).id
+    ledger.record_session(
+        attempt, key, ROLE, completion.usage, completion.model, provider=model.provider(completion.model)
+    )
+    ledger.end_attempt(attempt, "cancelled")
 
 
 def _note(number: int, point: Point) -> str:
@@ -335,7 +360,7 @@ def carry_out(memory: Memory, plan: Plan) -> None:
 def revert(memory: Memory, name: str) -> Plan:
     """Bring back what a consolidation put aside, and put its summaries aside. Raises ConfigError for an unknown one, or when
     a later one was built on it; Unreachable."""
-    with _here_alone(memory):
+    with _alone_at_once(memory):
         return _revert(memory, name)
 
 
@@ -367,7 +392,7 @@ def forget(memory: Memory, name: str) -> tuple[str, ...]:
 
     Summaries go first and the point last, so that a command that was killed and is repeated finds the rest.
     """
-    with _here_alone(memory):
+    with _alone_at_once(memory):
         return _forget(memory, name)
 
 

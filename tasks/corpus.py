@@ -79,6 +79,15 @@ async def keep_lesson(lesson_text: str, key: str, repository: str) -> None:
         await asyncio.to_thread(_keep, [Example(kind="lessons", repository=repository, key=key, body=body)])
 
 
+async def drop_lesson(key: str, repository: str) -> None:
+    """Keep a lesson no longer; nothing where there is none."""
+    place = object_key(Example(kind="lessons", repository=repository, key=key, body={}))
+    try:
+        await asyncio.to_thread(services.objects().delete, place)
+    except FactoryError as error:
+        _log.warning("corpus outcome=not-dropped reason=%r", str(error))
+
+
 @task(name="keep examples", task_run_name="keep examples")
 async def keep_examples(job: Job, plan: Plan, result: Result) -> None:
     """Keep what an accepted run teaches. Running it again writes the same objects; no ticket fails for them."""

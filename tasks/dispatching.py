@@ -332,7 +332,7 @@ async def launch(waiting: tuple[Waiting, ...]) -> tuple[tuple[Launched, ...], di
     skipped: dict[str, str] = {}
     if not waiting:
         return (), {}
-    gate = await asyncio.to_thread(_gate)
+    gate = await asyncio.to_thread(dispatch_gate)
     if gate.closed is not None:
         return (), {w.ticket.key: gate.closed for w in waiting}
     slots = await asyncio.to_thread(Slots.now)
@@ -420,7 +420,7 @@ class Gate(Frozen):
     probing: bool = False
 
 
-def _gate() -> Gate:
+def dispatch_gate() -> Gate:
     """Open, unless the money is used up, the agent that codes rests, or dispatch paused itself or has to (RB9)."""
     pauses, now = services.pauses(), services.claims().now()
     active = pauses.active()
@@ -498,7 +498,7 @@ async def launch_round(waiting: Waiting) -> Launched | None:
     """Hand one round on a pull request to a node, under its ticket's claim; None when somebody works on the ticket, or
     there is no room. Raises what `launch_run` raises.
     """
-    if (await asyncio.to_thread(_gate)).closed is not None:
+    if (await asyncio.to_thread(dispatch_gate)).closed is not None:
         return None
     slots, read_at = await asyncio.to_thread(Slots.now), await asyncio.to_thread(services.claims().now)
     claim = await asyncio.to_thread(_claim, waiting, read_at, lambda held: slots.node_for(waiting, held))

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 
 from infra.code_index import CodeIndex, Place
@@ -41,6 +42,7 @@ _BUG_RULES = re.compile(
     r"|B00[3568]|B01[2-8]|B02[0-356]|B03[0125]|B909"
 )
 """ruff's rules that mean a bug, not a style."""
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _NOTE = re.compile(r"(?:#|//|/\*|^\s*\*)\s*(TODO|FIXME|XXX|HACK)\b[\s:(-]*(.{0,200})")
 _WORD = re.compile(r"[^\W\d]\w*")
 
@@ -385,14 +387,17 @@ def _tangled(look: Look, place: Place, branches: int) -> Found:
 async def unwritten(look: Look) -> list[Found]:
     """Merged changes of the factory that the changelog names neither by ticket nor by title: one finding for all of them.
 
-    It is known by the oldest of them, so there is no second one until that is written down.
+    It is known by the oldest of them, so there is no second one until that is written down. What came before a ticket of this
+    chore that was merged was looked at there, and that ticket's own change is none to write down.
     """
     path = next((p for p in CHANGELOGS if p in look.texts), None)
     if path is None:
         look.notes.append(f"there is no changelog ({', '.join(CHANGELOGS)})")
         return []
     merged = await asyncio.to_thread(services.housekeeping().merged, look.repository.name)
-    missing = [each for each in merged if not _is_written(look.texts[path], each)]
+    own = await asyncio.to_thread(services.housekeeping().made, "docs", look.repository.name)
+    since = max((own[each.ticket] for each in merged if each.ticket in own), default=_LONG_AGO)
+    missing = [e for e in merged if e.at > since and e.ticket not in own and not _is_written(look.texts[path], e)]
     return [_unwritten(look, path, missing)] if missing else []
 
 

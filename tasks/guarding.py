@@ -68,12 +68,17 @@ def _proposals(repository: str) -> tuple[PullRequest, ...]:
         each
         for each in services.forge(repository).proposed()
         if (each.fork or stewardships.find(repository, each.branch) is None)
-        and store.mark_of(CHORE, repository, subject(each)) != each.head_sha
+        and store.mark_of(CHORE, repository, _look(each)) is None
     )
 
 
 def subject(pull_request: PullRequest) -> str:
     return f"#{pull_request.number}" if pull_request.number is not None else pull_request.branch
+
+
+def _look(pull_request: PullRequest) -> str:
+    """What is marked: each head is a look of its own, and counts against the day's cap."""
+    return f"{subject(pull_request)} {pull_request.head_sha}"
 
 
 def room_today() -> int:
@@ -97,7 +102,7 @@ async def look_at(repository: str, pull_request: PullRequest) -> None:
 
 def _tell(repository: str, pull_request: PullRequest, told: str) -> None:
     services.forge(repository).answer(pull_request, redact(told), f"guardian-{pull_request.head_sha[:12]}")
-    services.housekeeping().mark(CHORE, repository, subject(pull_request), pull_request.head_sha)
+    services.housekeeping().mark(CHORE, repository, _look(pull_request), pull_request.head_sha)
 
 
 def _ticket(repository: str, pull_request: PullRequest) -> Ticket:

@@ -17,11 +17,11 @@ from datetime import UTC, datetime
 
 from infra.errors import LimitReached, TestsFailed, WorkFailed
 from infra.lessons import MOST_ACTIVE, Correction, Failure, Kind, Shown
-from infra.memory import SHORT_CHARS, Record
-from infra.memory.records import Refused, signature
+from infra.memory import SHORT_CHARS, Mark, Record
+from infra.memory.records import Refused, admit, point_id, signature
 from tasks import paper, services
 from tasks.context import fenced
-from tasks.corpus import keep_lesson
+from tasks.corpus import drop_lesson, keep_lesson
 from tasks.intents import intent_of
 from tasks.models import Brief, Evidence, FactoryError, Finding, Job, Plan, Result, TestReport
 
@@ -113,7 +113,7 @@ async def settle(job: Job, result: Result) -> None:
     remedy = await asyncio.to_thread(remedy_in, job, result) if accepted else ""
     await asyncio.to_thread(services.lessons().settle, attempt_of(job), accepted=accepted, remedy=remedy)
     for each in await asyncio.to_thread(services.lessons().untold):
-        await _promote(each)
+        await _tell(each)
 
 
 async def _note(job: Job, plan: Plan, failures: Sequence[Failure]) -> None:
@@ -207,31 +207,39 @@ def _added(diff: str) -> list[str]:
     return [line for line in added if re.search(r"\w", line)]
 
 
-async def _promote(correction: Correction) -> None:
-    """Into shared memory, where other repositories find it, and into the corpus; both know it by its key."""
-    key = _key(correction)
+async def _tell(correction: Correction) -> None:
+    """What proved itself goes into shared memory, where other repositories find it, and into the corpus; what was retired
+    later leaves both. They know it by its key."""
+    record, retired = _lesson(correction), correction.state == "retired"
+    if await asyncio.to_thread(_remember, record, retired):
+        if retired:
+            await drop_lesson(record.key, correction.repository)
+        else:
+            await keep_lesson(record.text, record.key, correction.repository)
+        await asyncio.to_thread(services.lessons().mark_told, correction)
+
+
+def _lesson(correction: Correction) -> Record:
     text = f"When a change is a {correction.intent} of effort {correction.effort}: {said(correction)}"
-    record = Record(
-        kind="lesson", text=text, scope=correction.repository[:SHORT_CHARS], key=key, confirmed=True,
+    return Record(
+        kind="lesson", text=text, scope=correction.repository[:SHORT_CHARS], key=_key(correction), confirmed=True,
         error_class=correction.pattern.partition(":")[0][:SHORT_CHARS], error_signature=correction.pattern[:SHORT_CHARS],
         source=f"correction {correction.id}", a=1.0 + correction.ok, b=1.0 + correction.failed,
         created_at=datetime.now(UTC),
     )  # fmt: skip
-    if await asyncio.to_thread(_remember, record):
-        await keep_lesson(text, key, correction.repository)
-        await asyncio.to_thread(services.lessons().mark_told, correction.id)
 
 
 def _key(correction: Correction) -> str:
     return f"lesson:{correction.repository}:{correction.intent}:{correction.effort}:{correction.pattern}"[:SHORT_CHARS]
 
 
-def _remember(record: Record) -> bool:
-    """Whether memory needs not be asked again: it has the record, is off, or says that the text is no knowledge."""
+def _remember(record: Record, retired: bool) -> bool:
+    """Whether memory needs not be asked again: it knows, is off, or says that the text is no knowledge."""
     memory = services.memory()
     try:
         if memory is not None:
-            memory.record(record)
+            kept = admit(record)
+            memory.write(_archived(kept) if retired else kept)
     except Refused:
         return True
     except FactoryError as error:
@@ -240,12 +248,21 @@ def _remember(record: Record) -> bool:
     return True
 
 
+def _archived(kept: Record) -> Mark:
+    return Mark(
+        kind="archived",
+        points=(point_id(kept),),
+        source=f"{kept.source} was retired"[:SHORT_CHARS],
+        at=datetime.now(UTC),
+    )
+
+
 def _as_markdown(shown: Sequence[Shown]) -> str:
     """What was told, with what is known about each by now."""
     lines = []
     for each in shown:
         known = services.lessons().find(each.correction)
-        text = each.text.replace("<", "&lt;").replace("`", "'")
+        text = each.text.replace("<", "&lt;").replace("`", "'").replace("[", "(").replace("]", ")")
         lines.append(
             f"- {known.id}: {text} | told to {known.applied}, {known.ok} went well, {known.failed} failed so again"
         )

@@ -7,6 +7,7 @@ lines inside the ticket's fence, bounded, and never as an instruction. Memory th
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ from infra.memory.client import Memory
 from infra.memory.lines import CHARS_PER_TOKEN, RECALLED_POINTS, RECALLED_TOKENS, one_line, shown_lines
 from infra.memory.records import point_id, signature, without_echoes
 from tasks import paper, progress, services
-from tasks.models import Decision, FactoryError, Job, Outcome, Ticket
+from tasks.models import Decision, FactoryError, Frozen, Job, Outcome, Ticket
 from tasks.topics import fitting, read_topics
 from tasks.topics import folder as topics_folder
 
@@ -54,14 +55,41 @@ async def recall_for(job: Job) -> tuple[str, ...]:
     failure of this ticket's attempt before. The sheet `memories` shows it, or why memory could not be asked."""
     if services.memory() is None:
         return ()
+    known = await recollect(job)
+    await asyncio.to_thread(_note_recalled, job, list(known.shown))
+    await paper.leave(job, "memories", _recalled_sheet(known))
+    return known.lines
+
+
+class Recollection(Frozen):
+    """What a run was told: lines of topic files, of points by their ids, why memory could not be asked, and what is wrong
+    with topic files."""
+
+    written: tuple[str, ...] = ()
+    shown: dict[str, str] = {}
+    degraded: str = ""
+    problems: tuple[str, ...] = ()
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        return (*self.written, *self.shown.values())
+
+
+def _recall_key(job: Job) -> str:
+    said = "\0".join([job.ticket.board, job.ticket.key, job.repository.name, job.thought, job.tier])
+    return f"recall-{hashlib.sha256(said.encode(errors='replace')).hexdigest()}"
+
+
+@task(name="recall", task_run_name="recall", persist_result=True, cache_key_fn=lambda _, a: _recall_key(a["job"]))
+async def recollect(job: Job) -> Recollection:
+    """Asked once for a thought: a run that is resumed is told the same, whatever was learned since, so that the answers
+    it got already fit."""
     small = job.tier == "small"
     written, problems = await asyncio.to_thread(_topics_for, job, SMALL_TOPIC_TOKENS if small else TOPIC_TOKENS)
     failed = await asyncio.to_thread(failed_before, job)
     answer = await asyncio.to_thread(_search, job.ticket, job.repository.name, failed)
     shown = shown_lines(answer, SMALL_RECALLED_TOKENS if small else RECALLED_TOKENS)
-    await asyncio.to_thread(_note_recalled, job, list(shown))
-    await paper.leave(job, "memories", _recalled_sheet(answer, (*written, *shown.values()), problems))
-    return (*written, *shown.values())
+    return Recollection(written=written, shown=shown, degraded=answer.degraded, problems=problems)
 
 
 def _topics_for(job: Job, tokens: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -130,12 +158,13 @@ def _find(text: str, repository: str, error_signature: str) -> Answer:
     return memory.search(Wanted(text=text, scope=repository, error_signature=error_signature, limit=RECALLED_POINTS))
 
 
-def _recalled_sheet(answer: Answer, lines: tuple[str, ...], problems: tuple[str, ...]) -> str:
-    shown = [f"- {_plain(line)}" for line in lines]
+def _recalled_sheet(known: Recollection) -> str:
+    shown = [f"- {_plain(line)}" for line in known.lines]
     head = "Recalled from topic files and earlier work, best first (data, not instructions):"
-    if answer.degraded:
-        head = f"Memory could not be asked, the work goes on without: {_plain(one_line(answer.degraded, 400))}"
-    wrong = ["", "Topic files that cannot be used:", *(f"- {_plain(each)}" for each in problems)] if problems else []
+    if known.degraded:
+        head = f"Memory could not be asked, the work goes on without: {_plain(one_line(known.degraded, 400))}"
+    wrong = [f"- {_plain(each)}" for each in known.problems]
+    wrong = ["", "Topic files that cannot be used:", *wrong] if wrong else []
     return "\n".join([head, "", *(shown or ["- nothing"]), *wrong])
 
 
@@ -157,7 +186,7 @@ async def remember(job: Job, outcome: Outcome) -> None:
     recalled = await asyncio.to_thread(_credit, job, outcome.decision)
     kept = await asyncio.to_thread(_keep, outcome_record(job, outcome), recalled)
     if kept is not None:
-        await paper.leave(job, "remembered", f"Kept in memory:\n\n- {kept}")
+        await paper.leave(job, "remembered", f"Kept in memory:\n\n- {_plain(kept)}")
 
 
 async def remember_failure(job: Job, error: FactoryError) -> None:

@@ -16,7 +16,8 @@ from pydantic import Field
 from infra.egress import Egress
 from infra.errors import NeedsHuman
 from infra.playbook_files import MAX_STEPS, is_destructive, words_of
-from infra.playbooks import ObservedStep, Operation, PlaybookRun
+from infra.playbooks import ObservedStep, Operation
+from infra.redaction import redact
 from infra.sandbox import Bind, CommandResult, Sandbox
 from infra.sections import OperationsSection
 from tasks import progress, services
@@ -99,16 +100,18 @@ async def report(job: Job, ran: Ran, started: float) -> Outcome:
     if ran.state == "succeeded":
         return await _finish(job, ran.sentence(), f"playbook-{ran.run}", started)
     if ran.state == "waiting":
-        run: PlaybookRun = services.playbooks().run(ran.run)
-        await hand_over(run)
+        await hand_over(services.playbooks().run(ran.run))
         how = f"`darkfactory playbook approve {ran.run}` lets it begin, `darkfactory playbook reject {ran.run}` takes all back."
-        raise NeedsHuman(f"Step {ran.step!r} of playbook {ran.playbook!r} waits for a person. {how}")
+        wants = f"Step {ran.step!r} of playbook {ran.playbook!r} wants to run `{ran.command}` and waits for a person."
+        raise NeedsHuman(f"{wants} {how}")
     if ran.state == "undone":
         raise NeedsHuman(f"{ran.sentence()}. Reply here once it may be tried again.")
     raise NeedsHuman(f"{ran.sentence()}.")
 
 
-async def _finish(job: Job, text: str, marker: str, started: float) -> Outcome:
+async def _finish(job: Job, said: str, marker: str, started: float) -> Outcome:
+    text = redact(said)
+
     def write() -> None:
         with fence(job):
             services.board(job.ticket.board).comment(job.ticket.key, text, marker=marker)
@@ -192,8 +195,8 @@ async def operate(job: Job, started: float) -> Outcome:
     operator = OperatorsSandbox(services.sandbox(), operations_of(job.repository.name))
     await asyncio.to_thread(_refuse_second_try, job)
     answer = await _let_loose(job, operator, place.model)
-    services.ledger(job.ticket.board).record_event(job.attempt_id, job.ticket.key, _ENDED, answer.summary)
     if not answer.done:
+        _note_end(job, answer)
         raise NeedsHuman(f"The operation was not carried out: {answer.summary}")
     if (steps := operator.did()) is not None and words_of(job.ticket.title):
         source = f"{job.ticket.board}:{job.ticket.key}:{job.attempt_id}"
@@ -201,12 +204,18 @@ async def operate(job: Job, started: float) -> Outcome:
     ran = "\n".join(
         f"    {command}" for command, exit_code in operator.ran if exit_code == 0 and not only_looks(command)
     )
-    return await _finish(
+    outcome = await _finish(
         job,
         f"{answer.summary}\n\nCommands that were run:\n\n{ran or '    none'}",
         f"operation-{job.attempt_id}",
         started,
     )
+    _note_end(job, answer)  # not before: a run that was killed until here would do it all again
+    return outcome
+
+
+def _note_end(job: Job, answer: OperationAnswer) -> None:
+    services.ledger(job.ticket.board).record_event(job.attempt_id, job.ticket.key, _ENDED, answer.summary)
 
 
 def _refuse_second_try(job: Job) -> None:

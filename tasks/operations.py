@@ -7,6 +7,7 @@ playbook: nothing is guessed into a command.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import Iterator, Sequence
 
@@ -92,7 +93,7 @@ def _without_secrets(repository: str, operation: Operation) -> Operation:
     """Values of configured secrets are named, never kept."""
     said = operation.model_dump_json()
     for name, secret in operations_of(repository).secrets.items():
-        said = said.replace(secret.get_secret_value(), f"${name}")
+        said = said.replace(json.dumps(secret.get_secret_value(), ensure_ascii=False)[1:-1], f"${name}")
     return Operation.model_validate_json(said)
 
 

@@ -23,7 +23,7 @@ from infra.git import Mirror, Worktree, directory_name
 from infra.notify import notify
 from infra.playbook_files import FOLDER, Playbook, Step, condition_holds, digest_of, parse_playbook, shown
 from infra.playbooks import Decision, PlaybookRun, RunState, StepEntry
-from infra.redaction import MASK
+from infra.redaction import MASK, redact
 from infra.sandbox import Bind, CommandResult, Sandbox
 from infra.sections import OperationsSection
 from tasks import progress, services
@@ -49,13 +49,16 @@ class Stuck(FactoryError):
 
 
 class Ran(Frozen):
-    """How a run of a playbook stands. `undone` are in the order in which they were taken back; `kept` have no undo."""
+    """How a run of a playbook stands. `command` is what the step that it waits for would run; `undone` are in the order in which
+    they were taken back; `kept` have no undo."""
 
     run: str
     playbook: str
     state: RunState
     reason: str = ""
     step: str | None = None
+    command: str | None = None
+    ticket: str | None = None
     done: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     undone: tuple[str, ...] = ()
@@ -65,8 +68,11 @@ class Ran(Frozen):
     def sentence(self) -> str:
         """For people, in one line."""
         said = {
+            "running": f"goes on{f' with ticket {self.ticket!r}' if self.ticket else ''}",
+            "undoing": f"is taken back{f'; it goes on with ticket {self.ticket!r}' if self.ticket else ''}",
             "succeeded": f"did {', '.join(self.done)}",
-            "waiting": f"waits for approval of step {self.step!r}: `darkfactory playbook approve {self.run}`",
+            "waiting": f"waits for approval of step {self.step!r}, which wants to run `{self.command}`: "
+            f"`darkfactory playbook approve {self.run}`, or `reject`",
             "undone": f"was rolled back ({self.reason}); taken back: {', '.join(self.undone) or 'nothing'}",
             "stuck": f"needs a person: {self.reason}; `darkfactory playbook settle {self.run}` goes on",
         }.get(self.state, self.reason)
@@ -91,8 +97,10 @@ class Shelf(Frozen):
         """`active`, or why it is not."""
         if self.playbook is None:
             return "broken"
-        if self.decision is not None and self.decision.digest == self.digest and self.decision.state != "proposed":
-            return "active" if self.decision.state == "approved" else "disabled"
+        if self.decision is not None and self.decision.state == "disabled":  # whatever became of the file
+            return "disabled"
+        if self.decision is not None and self.decision.digest == self.digest and self.decision.state == "approved":
+            return "active"
         if services.settings().playbooks.auto_approve and not self.playbook.destructive:
             return "active"
         return "changed since it was approved" if self.decision and self.decision.digest else "waits for approval"
@@ -260,14 +268,14 @@ async def at_work(run_id: str) -> AsyncIterator[Work]:
         section = operations_of(run.repository)
         _granted(playbook, section)
         mirror = Mirror(services.settings().root / "repos" / f"{directory_name(run.repository)}.git")
-        if not mirror.path.is_dir():
+        if not mirror.path.is_dir() or not mirror.contains(run.base_sha, run.base_sha):
             mirror = await asyncio.to_thread(_fetched, run.repository)
         with mirror.worktree(services.worktrees(), f"playbook-{run_id}", "checkout", run.base_sha) as worktree:
             yield Work(run, playbook, worktree, Reach(services.sandbox(), section, playbook.secrets))
 
 
 def _fetched(repository: str) -> Mirror:
-    """The mirror of a configured repository on a machine that has none yet."""
+    """The mirror of a configured repository on a machine that has none yet, or has not looked since the run was begun."""
     from tasks.intake import named_repository, pin  # it stands on much that a run does not need
 
     name, configured = named_repository(repository)
@@ -345,7 +353,7 @@ def how_it_ended(result: CommandResult) -> str:
         if result.flooded
         else f"exit code {result.exit_code}"
     )
-    last = " ".join(result.output.split())[-300:]
+    last = " ".join(redact(result.output).split())[-300:]
     return f"{ending}{f': {last}' if last else ''}"
 
 
@@ -444,8 +452,16 @@ def ran(run_id: str) -> Ran:
     named = {state: tuple(e.step for e in run.journal if e.state == state) for state in ("finished", "skipped", "kept")}
     taken = tuple(e.step for e in reversed(run.journal) if e.state == "undone")
     broken = tuple(e.step for e in run.journal if e.state == "undo-failed")
-    return Ran(run=run.id, playbook=run.name, state=run.state, reason=run.reason, step=run.step, done=named["finished"],
-               skipped=named["skipped"], undone=taken, kept=named["kept"], undo_failed=broken)  # fmt: skip
+    return Ran(run=run.id, playbook=run.name, state=run.state, reason=run.reason, step=run.step, command=_wanted(run), ticket=run.ticket,
+               done=named["finished"], skipped=named["skipped"], undone=taken, kept=named["kept"], undo_failed=broken)  # fmt: skip
+
+
+def _wanted(run: PlaybookRun) -> str | None:
+    """What the step that a run waits for would run, as a person could type it."""
+    if run.state != "waiting":
+        return None
+    steps = parse_playbook(run.content.encode(), f"{FOLDER}/{run.name}.yaml").all_steps
+    return next(shown(step.run, run.parameters) for step in steps if step.id == run.step)
 
 
 def _disable_if_it_fails_often(run: PlaybookRun) -> None:
@@ -488,12 +504,12 @@ def settle(run_id: str, how: str) -> PlaybookRun:
     """A person says what became of what nobody knows: a step was `done`, is to be done `again`, or all is to be taken back
     (`undo`, once more also where an undo failed), or the person did (`clean`). Raises ConfigError."""
     playbooks = services.playbooks()
-    run = playbooks.run(run_id)
-    if run.state not in ("stuck", "running"):
-        raise ConfigError(
-            f"playbook run {run_id!r} is {run.state}; only one that is stuck, or whose process died, is settled"
-        )
     with playbooks.alone(run_id):
+        run = playbooks.run(run_id)
+        if run.state not in ("stuck", "running"):
+            raise ConfigError(
+                f"playbook run {run_id!r} is {run.state}; only one that is stuck, or whose process died, is settled"
+            )
         begun = next((e for e in run.journal if e.state == "started"), None)
         broken = [e for e in run.journal if e.state == "undo-failed"]
         if how in ("done", "again") and (begun is None or broken):
@@ -502,10 +518,11 @@ def settle(run_id: str, how: str) -> PlaybookRun:
             playbooks.write(run_id, begun.step, 0, "finished", before=("started",))
         elif how == "again" and begun is not None:
             playbooks.strike(run_id, begun.step)
-        for entry in broken:
-            playbooks.write(run_id, entry.step, 0, "undone" if how == "clean" else "undoing", before=("undo-failed",))
-        if how == "clean" and begun is not None:
-            playbooks.strike(run_id, begun.step)
+        for entry in broken if how == "undo" else ():
+            playbooks.write(run_id, entry.step, 0, "undoing", before=("undo-failed",))
+        for entry in run.journal if how == "clean" else ():
+            if entry.state not in ("skipped", "kept"):
+                playbooks.write(run_id, entry.step, 0, "undone", before=(entry.state,))
         if how in ("done", "again"):
             playbooks.move(run_id, "running", expected=("stuck", "running"), reason="")
         else:
@@ -515,12 +532,16 @@ def settle(run_id: str, how: str) -> PlaybookRun:
     return playbooks.run(run_id)
 
 
-def wake_ticket(run: PlaybookRun) -> bool:
-    """Let the ticket that a run belongs to go on, when it is parked. False when there is none that waits."""
-    if run.board is None or run.ticket is None:
+def wake_ticket(run_id: str) -> bool:
+    """Let the parked ticket that a run belongs to go on with it, under a claim. False when there is none, or it is
+    closed, and for a run that waits or was undone: there a person speaks first."""
+    run = services.playbooks().run(run_id)
+    if run.board is None or run.ticket is None or run.state in ("waiting", "undone"):
         return False
     claim = services.claims().find(run.board, run.ticket)
     if claim is None or claim.state != "parked":
+        return False
+    if all(ticket.closed for ticket in services.board(run.board).tickets_by_keys([run.ticket])):
         return False
     services.board(run.board).move(run.ticket, services.board_section(run.board).states.queue[0])
     return services.claims().resume(claim, f"playbook run {run.id} went on")

@@ -39,6 +39,11 @@ def fetched(settings: Settings) -> tuple[Mirror, str, str]:
     return mirror, remote, branch
 
 
+def refusal(release: str) -> str:
+    """What a machine says of a release that a person, or its own warm process, refused there."""
+    return f"release {release} was refused on this machine"
+
+
 def follow(settings: Settings, state: ReleaseState) -> str:
     """Bring this home to the wanted release. Returns why it is not there, or nothing; what runs goes on as it is."""
     releases, wanted = Releases(settings.root), state.wanted
@@ -50,6 +55,6 @@ def follow(settings: Settings, state: ReleaseState) -> str:
             releases.add(wanted, lambda: mirror.tar(wanted, wanted), settings.repair.smoke)
         if releases.switch(wanted, state.previous):
             return ""
-        return f"release {wanted} was refused on this machine"
+        return refusal(wanted)
     except FactoryError as error:
         return str(error)

@@ -5,9 +5,10 @@ back again when the release did not help. One step function per stage; each may 
 from __future__ import annotations
 
 import asyncio
+import glob
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -28,24 +29,26 @@ from tasks.evidence import run_tests
 from tasks.hooks import prepared
 from tasks.models import TestReport
 from tasks.policy import read_policy
-from tasks.releasing import factory_repository, fetched, follow
+from tasks.releasing import factory_repository, fetched, follow, refusal
 
 GATES = (
     "repair", "repairs", "releases", "releasing", "bugs", "grants", "evidence", "judging", "measuring", "redaction",
-    "sandbox", "containers", "egress", "git", "sections", "settings",
+    "sandbox", "containers", "egress", "git", "sections", "settings", "policy", "exemptions", "test_runners", "scanners",
 )  # fmt: skip
 """Modules that decide what may pass, or keep it in its place; with their tests."""
 BLOCKED = (
     "*secret*", "*credential*", "*password*", "*auth*", "*login*", "*.env", "*.env.*", "*.pem", "*.key", "*.p12",
     "deployments/**", "*compose*.y*ml", "*dockerfile*", "*.service", "*.plist", "infra/setup/**", "infra/units/**",
     "infra/migrations/**", ".git*", ".github/**", ".ci/**", "makefile", "*.lock", "*requirements*.txt",
-    "package-lock.json", "pyproject.toml", "setup.py", "setup.cfg", "conftest.py", "*/conftest.py", "workflow.md",
+    "package-lock.json", "*pyproject.toml", "setup.py", "*setup.cfg", "*pytest.ini", "*pytest.toml", "*tox.ini",
+    "conftest.py", "*/conftest.py", "*.gitattributes", "sitecustomize*", "usercustomize*", "workflow.md",
     "*agents.md", "*claude.md", "contributing.md", "tests/repairs.py", "tests/faults/*",
-    *(f"{layer}/{name}.py" for layer in ("infra", "tasks", "flows") for name in GATES),
+    *(f"{layer}/{name}{end}" for layer in ("infra", "tasks", "flows") for name in GATES for end in ("", ".*")),
     *(f"tests/*/test_{name}.py" for name in GATES),
 )  # fmt: skip
 """What no repair may touch: secrets, auth, deployment, CI, dependencies, rules, the schema (a release that migrated it could
-not be rolled back), and the gates themselves with their tests. A blocked link blocks what it points at, too."""
+not be rolled back), and the gates themselves with their tests, also as packages, which Python prefers to modules. A blocked
+link blocks what it points at, too."""
 GOING_BACK: tuple[Stage, ...] = ("take-back", "revert", "close")
 """Stages that are tried until they are done: there is nothing behind them to fall back to."""
 WORK_TIME = timedelta(hours=24)
@@ -56,6 +59,8 @@ REFUSALS = 5
 """More of them within six hours are told to people."""
 _LABELS = ("bug", "self-repair")
 _SHOWN_CHARS = 2_000
+_UNCOUNTED = re.compile(rb"\0|\r(?!\n)")
+"""Python ends a line at a lone carriage return; git does not."""
 _log = logging.getLogger(__name__)
 
 Due = Literal["keep", "roll-back", "wait"]
@@ -252,6 +257,12 @@ def _passed(repair: Repair) -> Step | str:
             raise WorkFailed(said)
         return said
     new = mirror.commit_tree(merged.tree, (base, head), f"Merge branch {branch!r}\n\nRepairs {repair.signature}"[:500])
+    landed, reasons = gate(
+        mirror, base, new, services.settings().repair
+    )  # merging follows what the base branch renamed
+    if landed and reasons:
+        raise Refused(" ".join(reasons))
+    paths = tuple(sorted({*paths, *landed}))
     changes: dict[str, Any] = {"paths": paths, "base_sha": base, "head_sha": head, "new_sha": new}
     if head != repair.head_sha:  # what a person approved is another change
         changes["approved_by"] = None
@@ -261,13 +272,9 @@ def _passed(repair: Repair) -> Step | str:
 def gate(mirror: Mirror, base: str, head: str, section: RepairSection) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The paths a change touches, old names too, and why it may not be merged, one sentence each (none: it may)."""
     files = mirror.changed(base, head)
-    blocked = (*BLOCKED, *section.blocked_paths)
-    links = {**mirror.links(base), **mirror.links(head)}
-    behind = tuple(target for link, target in links.items() if any(covers(pattern, link) for pattern in blocked))
+    blocked = _with_linked((*BLOCKED, *section.blocked_paths), {**mirror.links(base), **mirror.links(head)})
     reasons = list(
-        mirror.violations(
-            base, head, protected_paths=(*blocked, *behind), max_files=section.max_files, max_lines=section.max_lines
-        )
+        mirror.violations(base, head, protected_paths=blocked, max_files=section.max_files, max_lines=section.max_lines)
     )
     for file in files:
         if "120000" in (file.mode, file.previous_mode) and file.mode != "120000":
@@ -276,12 +283,24 @@ def gate(mirror: Mirror, base: str, head: str, section: RepairSection) -> tuple[
             reasons.append(f"{file.path!r} changes its mode.")
         elif file.mode == "100755" and file.status == "added":
             reasons.append(f"{file.path!r} is a new program.")
-        elif b"\0" in (mirror.read(head, file.path) or b""):
-            reasons.append(f"{file.path!r} is binary, so its lines cannot be counted.")
+        elif file.binary or _UNCOUNTED.search(mirror.read(head, file.path) or b""):
+            reasons.append(
+                f"{file.path!r} is binary, too large or has bare carriage returns: its lines cannot be counted."
+            )
     if not files:
         reasons.append("The change is empty.")
     names = {name for file in files for name in (file.previous, file.path) if name}
     return tuple(sorted(names)), tuple(reasons)
+
+
+def _with_linked(blocked: Sequence[str], links: Mapping[str, str]) -> list[str]:
+    """The patterns, and what links under them point at, link by link."""
+    patterns = list(blocked)
+    for pattern in patterns:
+        for link, target in links.items():
+            if covers(pattern, link) or covers(pattern, f"{link}/"):
+                patterns += [each for each in [glob.escape(target)] if each not in patterns]
+    return patterns
 
 
 async def _approval(repair: Repair) -> Step | str:
@@ -378,6 +397,8 @@ def _switched(repair: Repair) -> Step | str:
         return Step(
             stage="watch", note=f"{old[:12]} -> {new[:12]}", changes={"switched_at": repairs.now(), "reason": ""}
         )
+    if refusal(new) in (problem, *behind.values()):
+        raise WorkFailed(f"somebody, or a machine on which it does not start, said no: {refusal(new)}")
     problem = problem or f"node(s) {', '.join(behind)} are not on it: {'; '.join(behind.values())}"
     if repairs.now() - repair.stage_at > SWITCH_TIME:
         raise WorkFailed(f"it was not taken everywhere in ten minutes: {problem}")

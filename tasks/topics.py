@@ -68,7 +68,9 @@ def _sections(path: Path, repository: str) -> Iterator[Section]:
     for part in re.split(r"(?m)^(?=#{1,6} )", text):
         heading, _, rest = part.strip().partition("\n") if part.startswith("#") else ("", "", part)
         if rest.strip():
-            yield Section(file=path.name, heading=heading.strip("# "), text=redact(rest.strip())[:SECTION_CHARS])
+            yield Section(
+                file=path.name, heading=redact(heading.strip("# ")), text=redact(rest.strip())[:SECTION_CHARS]
+            )
 
 
 def fitting(topics: Topics, ticket: Ticket, chars: int) -> tuple[str, ...]:

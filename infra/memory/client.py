@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -30,6 +31,9 @@ START_AGAIN_SECONDS = 5.0
 """A process that was started takes up to that long until it holds the owner's lock; no second one is started meanwhile."""
 ASK_SECONDS = 600.0
 """Longest wait of a person's command, such as a rebuild."""
+ASKED_AT_ONCE = 2_000
+"""Points of one question; a consolidation may have put more aside."""
+_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _log = logging.getLogger(__name__)
 
 
@@ -82,19 +86,25 @@ class Memory:
 
     def points(self, ids: Iterable[str], seconds: float = ASK_SECONDS) -> dict[str, Point]:
         """Those that are there, whatever their status. Raises Unreachable."""
-        return self._points("/points", Ids(ids=tuple(ids)).model_dump_json(), seconds)
+        return self._points("/points", ids, seconds)
 
     def derived(self, ids: Iterable[str]) -> dict[str, Point]:
         """Summaries that were made of any of these points. Raises Unreachable."""
-        return self._points("/derived", Ids(ids=tuple(ids)).model_dump_json(), ASK_SECONDS)
+        return self._points("/derived", ids, ASK_SECONDS)
 
     def stale(self) -> dict[str, Point]:
         """Active points that nobody needs any more. Raises Unreachable."""
-        return self._points("/stale", None, ASK_SECONDS)
+        return {} if self.is_empty() else self._found("/stale", None, ASK_SECONDS)
 
-    def _points(self, path: str, body: str | None, seconds: float) -> dict[str, Point]:
-        if self.is_empty():
-            return {}
+    def _points(self, path: str, ids: Iterable[str], seconds: float) -> dict[str, Point]:
+        names = [] if self.is_empty() else [name for name in ids if _ID.fullmatch(name)]
+        found: dict[str, Point] = {}
+        for start in range(0, len(names), ASKED_AT_ONCE):
+            asked = Ids(ids=tuple(names[start : start + ASKED_AT_ONCE]))
+            found |= self._found(path, asked.model_dump_json(), seconds)
+        return found
+
+    def _found(self, path: str, body: str | None, seconds: float) -> dict[str, Point]:
         found = Answer.model_validate_json(self._ask("POST", path, seconds, body)).found
         return {each.point.id: each.point for each in found}
 

@@ -15,6 +15,9 @@ NEAR_BY_MEANING = 0.70
 NEAR_BY_WORDS = 0.50
 """Cosine of BM25's word weights where there is no dense vector. Measured on the Hadoop tracker of docs/memory.md: at 0.50
 none of 3,000 random pairs of one tracker is near, and 31 % of the pairs that people marked as the same bug are."""
+MOST_COMPARED = 8 * MOST_MEMBERS
+"""Of one group of joined points, each of which is compared with each: 2,500 that say nearly the same took the index minutes
+and a gigabyte, for a cluster of MOST_MEMBERS."""
 ALIKE_BY_MEANING = 0.92
 """Below it, pairs that say the same are mixed with pairs that are only about the same."""
 ALIKE_BY_WORDS = 0.999
@@ -63,7 +66,8 @@ def _cosine(one: Sequence[float], other: Sequence[float]) -> float:
 def clusters_of(placed: Mapping[str, Placed], pairs: Iterable[tuple[str, str]]) -> list[Cluster]:
     """The clusters that these pairs of near points make, in a fixed order. A member that is only near to a neighbour of the
     medoid is left out, so that clusters do not chain; at most MOST_MEMBERS, the nearest ones."""
-    found = [_around_medoid({name: placed[name] for name in names}) for names in _joined(pairs)]
+    groups = (names[:MOST_COMPARED] for names in _joined(pairs))
+    found = [_around_medoid({name: placed[name] for name in names}) for names in groups]
     return sorted((each for each in found if len(each.members) > 1), key=lambda each: each.medoid)
 
 

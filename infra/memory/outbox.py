@@ -155,10 +155,12 @@ class Journal:
 
     def _erase(self, points: set[str]) -> None:
         """Blank the records of these points, in place: what else is there keeps its place, and a kill only has to be
-        repeated."""
+        repeated, which also finds the line that it left half blank."""
         with self.path.open("r+b") as file:
-            for start, end, entry in self._placed(0):
-                if entry.record and entry.points[0] in points:
+            for start, end, line in self._lines(0):
+                entry = _entry(line)
+                meant = entry and entry.record and entry.points[0] in points
+                if meant or (line.startswith(b" ") and line.strip()):
                     file.seek(start)
                     file.write(b" " * (end - start - 1))
             file.flush()
@@ -185,12 +187,16 @@ class Journal:
 
     def _placed(self, after: int) -> Iterator[tuple[int, int, Entry]]:
         """Entries with where their line begins and ends."""
+        for start, end, line in self._lines(after):
+            if entry := _entry(line):
+                yield start, end, entry
+
+    def _lines(self, after: int) -> Iterator[tuple[int, int, bytes]]:
         with self.path.open("rb") as lines:
             end = lines.seek(after)
             for line in lines:
                 start, end = end, end + len(line)
-                with suppress(ValidationError):
-                    yield start, end, Entry.model_validate_json(line)
+                yield start, end, line
 
     def _cut_torn_line(self) -> None:
         """A writer that was killed may have left the start of a line; its file still waits."""
@@ -207,6 +213,12 @@ class Journal:
             if end < size:
                 file.truncate(end)
                 os.fsync(file.fileno())
+
+
+def _entry(line: bytes) -> Entry | None:
+    with suppress(ValidationError):
+        return Entry.model_validate_json(line)
+    return None
 
 
 def _append(handle: int, data: bytes) -> None:

@@ -118,9 +118,12 @@ class Owner:
         self._ready = True
 
     def _open(self) -> None:
-        """Have a collection. The mark that it is filled goes before anything is made anew, so that a kill leaves none."""
+        """Have a collection. The mark that it is filled goes before anything is made anew, so that a kill leaves none; half a
+        collection of ours goes, too, because a point knows only its newest writings and would count older ones again."""
         if not (self._filled.exists() and self._filled.read_bytes() == self._filled_with() and self._index.exists()):
             self._filled.unlink(missing_ok=True)
+            if self._orders.url is None:
+                self._drop()
         try:
             self._index.ensure()
         except Unreachable as error:

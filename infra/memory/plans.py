@@ -70,12 +70,12 @@ class Plans:
         self._place(plan.id).replace(self._place(plan.id, ".reverted"))
 
     def forget(self, points: set[str]) -> None:
-        """Remove the texts of these summaries from all plans."""
+        """Remove the texts of these summaries from all plans, and what was refused, which quotes any point."""
         for path in sorted(self.folder.glob("*.json")):
             plan = self._read(path) if path.name != "cursor.json" else None
-            if plan is not None and any(summary.id in points for summary in plan.written):
+            if plan is not None and (plan.refused or any(summary.id in points for summary in plan.written)):
                 kept = tuple(summary for summary in plan.written if summary.id not in points)
-                self._write(path.name, plan.model_copy(update={"written": kept}))
+                self._write(path.name, plan.model_copy(update={"written": kept, "refused": ()}))
 
     def _place(self, name: str, ending: str = "") -> Path:
         return self.folder / f"{name}{ending}.json"

@@ -34,6 +34,7 @@ def test_list_show_and_retire_say_what_is_there(correction: int, capfd: pytest.C
     assert (found["id"], found["seen"], found["state"]) == (correction, 3, "active")
     assert main(["lessons", "list", "--repo", "other"]) == 0
     assert "No corrections." in capfd.readouterr().out
+    assert main(["lessons", "list", "--repo", "ab\udcff"]) == 0
     assert main(["lessons", "show", str(correction)]) == 0
     assert "[bold]write cents(x)[/bold]" in capfd.readouterr().out
     assert main(["lessons", "retire", str(correction)]) == 0

@@ -52,6 +52,11 @@ def test_a_point_is_forgotten_and_bad_names_say_what_to_do(point: str, capfd: py
     assert "memory search" in capfd.readouterr().err
     assert main(["memory", "revert", "20261101T000000-abcdef"]) == 2
     assert "there is no consolidation" in capfd.readouterr().err
+    for name in ("nope", "ab\udcff"):
+        for command in ("forget", "show"):
+            assert main(["memory", command, name]) == 2
+            assert "memory has no point" in capfd.readouterr().err
+    assert main(["memory", "search", "ab\udcff", "--repo", "ab\udcff"]) == 0
 
 
 def test_memory_that_is_turned_off_says_how_to_turn_it_on(

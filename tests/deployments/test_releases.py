@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 from pathlib import Path
 
 import httpx
 import pytest
 
 from deployments.definitions import control_table
-from deployments.repair import follow_once
+from deployments.repair import _follow, follow_once
 from deployments.worker import Spawners
 from infra.database import open_database
 from infra.releases import INSTALLED, Releases
@@ -78,6 +79,20 @@ async def test_a_release_that_does_not_start_is_left_at_once_and_its_run_starts_
     await spawners.stop()
 
 
+async def test_a_release_whose_warm_process_says_something_else_is_left_too(home: Path) -> None:
+    """A print that an import leaves behind; nobody would hear of its runs."""
+    releases, spawners = Releases(home), Spawners(Settings(home=home))
+    releases.switch(OLD, INSTALLED)
+    loud = "4" * 40
+    release(home, loud, "import time\nprint('hello', flush=True)\ntime.sleep(60)\n")
+    releases.switch(loud, OLD)
+    async with asyncio.timeout(60), spawners.run("run", {}, ()):
+        pass
+    assert came_from(home, "run") == OLD
+    assert releases.book.refused == (loud,)
+    await spawners.stop()
+
+
 GREETS = """from pathlib import Path
 from prefect import flow
 from infra.releases import running
@@ -117,6 +132,22 @@ def test_what_takes_a_release_back_never_comes_from_one() -> None:
         assert INSTALLED in repair.tags
         assert (repair.every_seconds is not None) == enabled
     assert [each.name for each in tables[True] if INSTALLED in each.tags] == ["repair"]
+
+
+def test_a_node_goes_on_looking_when_its_folder_cannot_be_read(tmp_path: Path, database_url: str) -> None:
+    """A thread that ended would leave this machine on its release for ever."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "releases").write_text("not a folder")
+    settings, over = Settings(home=home, database_url=database_url), threading.Event()
+    with open_database(settings) as database:
+        thread = threading.Thread(target=_follow, args=(settings, Repairs(database), "far", over))
+        thread.start()
+        thread.join(timeout=1.5)
+        looking = thread.is_alive()
+        over.set()
+        thread.join(timeout=10)
+    assert looking
 
 
 def test_a_node_follows_the_release_that_is_wanted_and_says_what_it_runs(

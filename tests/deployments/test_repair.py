@@ -36,8 +36,15 @@ def test_a_rollback_by_hand_needs_no_database(
     assert (said["left"], said["now"]) == (NEW, OLD)
     assert "127.0.0.1" in said["problem"]
     assert Releases(home).current() == OLD
+    assert main(["repair", "rollback", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["now"] == INSTALLED
     assert main(["repair", "rollback", "--json"]) == 2
     assert "nothing to roll back" in json.loads(capfd.readouterr().out)["error"]["message"]
+
+
+def test_a_look_by_hand_says_that_repairs_are_off(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["repair", "now", "--json"]) == 2
+    assert "repair.enabled" in json.loads(capfd.readouterr().out)["error"]["message"]
 
 
 def test_a_rollback_by_hand_is_told_to_the_other_nodes_and_the_loop_can_be_resumed(

@@ -88,5 +88,8 @@ async def test_there_is_one_at_a_time_here_and_among_machines_that_share_an_inde
         with pytest.raises(CapacityUnavailable, match="another machine"):
             async with consolidation.alone():
                 pass
+        for undo in (consolidation.forget, consolidation.revert):
+            with pytest.raises(CapacityUnavailable, match="another machine"):
+                undo(memory, "6f0f2c7e-0d8c-4f0e-9a55-6c1f0b7a5d11")
     async with consolidation.alone():
         pass

@@ -271,6 +271,16 @@ async def test_kill_nine_in_the_middle_of_a_step_and_the_run_goes_on(yard: Yard,
     assert yard.files()["shop.conf"] == "place=lab\n"
 
 
+async def test_a_run_by_hand_needs_no_server(yard: Yard) -> None:
+    yard.commit(THREE)
+    yard.approve()
+    nobody = "http://127.0.0.1:9/api"
+    child = playbook_command("run", "move-service", "--set", "service=shop", "--set", "place=lab", url=nobody)
+    out, err = child.communicate(timeout=180)
+    assert child.returncode == 0, err
+    assert json.loads(out)["state"] == "succeeded"
+
+
 async def test_two_failures_in_five_runs_disable_it_until_it_is_approved_again(yard: Yard) -> None:
     yard.commit(THREE)
     yard.approve()
@@ -290,6 +300,81 @@ async def test_a_changed_file_needs_approval_again(yard: Yard) -> None:
     yard.commit(THREE.replace("echo stopped", "echo halted"))
     with pytest.raises(ConfigError, match="changed since it was approved"):
         yard.begin(service="shop", place="lab")
+
+
+async def test_a_disabled_playbook_stays_disabled_when_its_file_changes(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks import services
+
+    monkeypatch.setenv("DARKFACTORY_PLAYBOOKS", json.dumps({"auto_approve": True}))
+    yard.factory.forget()
+    yard.commit(THREE)
+    yard.begin(service="shop", place="lab")
+    services.playbooks().decide(
+        "shop", "move-service", "disabled", digest="of what it was", by="ada", reason="not today"
+    )
+    with pytest.raises(ConfigError, match=r"disabled \(not today\)"):
+        yard.begin(service="shop", place="lab")
+
+
+async def test_what_was_put_right_by_hand_is_not_taken_back_again(yard: Yard) -> None:
+    from tasks import services
+    from tasks.playbooks import settle
+
+    yard.commit(THREE)
+    yard.approve()
+    started = yard.begin(service="shop", place="lab")
+    journal = services.playbooks()
+    for place, step in enumerate(("stop", "config", "start")):
+        journal.write(started.id, step, place, "started", before=())
+        if step != "start":
+            journal.write(started.id, step, place, "finished", before=("started",))
+    assert (await run(started.id)).state == "stuck"
+    yard.put("shop.conf", "by hand\n")
+
+    settle(started.id, "clean")
+    ran = await run(started.id)
+    assert (ran.state, ran.undone) == ("undone", ("start", "config", "stop"))
+    assert yard.files()["shop.conf"] == "by hand\n"
+
+
+async def test_a_run_goes_on_where_the_mirror_is_older_than_its_playbook(yard: Yard) -> None:
+    from tasks import services
+    from tasks.intake import named_repository, pin
+
+    yard.commit(THREE)
+    yard.approve()
+    old = services.settings().root / "repos"
+    pin(*named_repository("shop"))
+    old.rename(old.with_name("repos-then"))
+    yard.commit("# newer\n" + THREE)
+    yard.approve()
+    started = yard.begin(service="shop", place="lab")
+    subprocess.run(["rm", "-rf", str(old)], check=True)
+    old.with_name("repos-then").rename(old)  # as on a machine that has not looked since
+
+    assert (await run(started.id)).state == "succeeded"
+
+
+async def test_a_bad_command_line_is_a_clear_error(yard: Yard, tmp_path: Path) -> None:
+    from deployments.__main__ import playbook_run
+    from deployments.playbooks import observe
+    from tasks import services
+
+    with pytest.raises(ConfigError, match="leave out --set and --dry-run"):
+        playbook_run(resume="a-run", dry_run=True)
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    for file, title, commands, said in (
+        (binary, None, (), "binary.yaml"),
+        (None, "x" * 301, ("ls",), "title: .*300"),
+        (None, "Clear", ("",), "steps.0.run: .*1 character"),
+        (None, "Clear ☃", ("a\nb",), "steps.0.run: "),
+        (None, "Clear", ("ls",) * 9, "steps: .*8 items"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            observe(services.settings(), "shop", file, title, commands)
 
 
 async def test_a_ticket_gets_exactly_one_run_unless_it_was_rolled_back(yard: Yard) -> None:

@@ -166,6 +166,21 @@ async def test_the_days_cap_holds_and_a_moved_head_waits_for_the_next_look(
     assert (swept.found, swept.made, swept.capped) == (1, 0, 1)
 
 
+async def test_each_head_counts_against_the_days_cap(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever pushes every half hour would have the factory at work all day."""
+    from flows.upkeep import guard
+
+    capped = {"enabled": True, "chores": {"pr-guardian": {"max_per_day": 2}}}
+    monkeypatch.setenv("DARKFACTORY_HOUSEKEEPING", json.dumps(capped))
+    forge.factory.forget()
+    number = forge.propose("one", {"shop/prices.py": MENDED})
+    made = []
+    for letter in "bcd":
+        forge.fake.pulls[number].sha = letter * 40  # "its head moved": a cheap look
+        made += [swept.made for swept in await guard()]
+    assert made == [1, 1, 0]
+
+
 async def test_pull_requests_that_are_files_are_looked_at_too(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
     from flows.upkeep import guard
     from tasks import services

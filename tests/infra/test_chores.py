@@ -54,6 +54,10 @@ def test_a_chores_schedule_and_cap_can_be_edited_and_the_rest_stays_as_shipped()
         ("housekeeping: {board: issues}\n", ["housekeeping.board", "'issues' is not in `boards`"]),
         ("housekeeping: {enabled: true}\nboards: {a: {kind: folder, path: /a}, b: {kind: folder, path: /b}}\n",
          ["housekeeping", "several boards (a, b)", "`board`"]),
+        ("repair: {board: issues, repository: works}\n",
+         ["repair.board", "'issues' is not in `boards`", "repair.repository", "'works' is not in `repositories`"]),
+        ("repair: {enabled: true}\nboards: {a: {kind: folder, path: /a}, b: {kind: folder, path: /b}}\n",
+         ["repair", "several boards (a, b)", "`board`"]),
     ],
 )  # fmt: skip
 def test_mistakes_are_found_when_the_file_is_read(text: str, words: list[str]) -> None:

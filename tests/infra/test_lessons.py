@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
@@ -154,9 +155,40 @@ def test_after_five_successes_it_is_promoted_and_told_on_once(lessons: Lessons) 
         run(lessons, f"A-{number}", accepted=True)
     (row,) = lessons.untold()
     assert row.promoted_at is not None
-    lessons.mark_told(row.id)
+    lessons.mark_told(row)
     assert lessons.untold() == []
     assert active(lessons) == [RULE.message]
+
+
+def test_what_was_told_on_and_is_retired_later_has_to_be_taken_back_once(lessons: Lessons) -> None:
+    fail(lessons, RULE)
+    for number in range(PROMOTED_AFTER):
+        run(lessons, f"A-{number}", accepted=True)
+    (promoted,) = lessons.untold()
+    retired = lessons.retire(promoted.id, "a person")
+    lessons.mark_told(promoted)  # by a process that read it before
+    assert [each.state for each in lessons.untold()] == ["retired"]
+    lessons.mark_told(retired)
+    lessons.retire(promoted.id, "a person, again")
+    assert lessons.untold() == []
+
+
+def test_a_briefing_waits_for_failures_of_its_kind_instead_of_holding_what_they_need(lessons: Lessons) -> None:
+    names = [failure(name) for name in ("first", "second", "third")]
+    for each in names:
+        fail(lessons, each)
+    briefed: list[Future[tuple[Shown, ...]]] = []
+    with ThreadPoolExecutor(1) as pool:
+
+        class Slow(list[Failure]):
+            def __iter__(self) -> Iterator[Failure]:
+                yield names[2]
+                briefed.append(pool.submit(lessons.brief, "B", BUGS, words))
+                time.sleep(0.5)
+                yield names[0]
+
+        lessons.note("A", BUGS, Slow())
+        assert len(briefed[0].result(30)) == MOST_ACTIVE
 
 
 def test_of_too_many_the_least_successful_goes_then_the_oldest_and_comes_back_when_it_is_needed(
@@ -200,3 +232,9 @@ def test_a_person_can_retire_a_correction(lessons: Lessons) -> None:
     assert lessons.brief("B", BUGS, words) == ()
     with pytest.raises(ConfigError, match="lessons list"):
         lessons.retire(row.id + 1, "")
+
+
+@pytest.mark.parametrize("number", [0, -1, 7, 2**63, 10**30])
+def test_a_correction_that_is_not_there_is_an_error_that_says_so(lessons: Lessons, number: int) -> None:
+    with pytest.raises(ConfigError, match="there is no correction"):
+        lessons.find(number)

@@ -85,6 +85,17 @@ def test_a_good_file_is_read_and_written_as_it_was() -> None:
         ('rm -f "$STATE/$service/cache"', 'sh -c "rm $service"', 12, "takes text as code"),
         ('rm -f "$STATE/$service/cache"', 'python3 -I -c "$service"', 12, "takes text as code"),
         ('rm -f "$STATE/$service/cache"', 'bash -ec "$service"', 12, "takes text as code"),
+        ('rm -f "$STATE/$service/cache"', '"ls \\e[8m; id"', 12, "run"),
+        ('rm -f "$STATE/$service/cache"', '"ls \\u202e; id"', 12, "run"),
+        ('rm -f "$STATE/$service/cache"', 'sh -o errexit -c "$service"', 12, "takes text as code"),
+        ('rm -f "$STATE/$service/cache"', 'python3 -X dev -c "$service"', 12, "takes text as code"),
+        ('rm -f "$STATE/$service/cache"', 'node --eval "$service"', 12, "takes text as code"),
+        ('rm -f "$STATE/$service/cache"', 'echo "$service" | /bin/sh', 12, "takes text as code"),
+        ('rm -f "$STATE/$service/cache"', 'trap "$service" EXIT', 12, "takes text as code"),
+        ('rm -f "$STATE/$service/cache"', '\\eval "$service"', 12, "takes text as code"),
+        ('rm -f "$STATE/$service/cache"', 'cd tools && "$service" now', 12, "name of a command"),
+        ('rm -f "$STATE/$service/cache"', 'A=1 "${service}" now', 12, "name of a command"),
+        ('rm -f "$STATE/$service/cache"', 'if true; then timeout 5 "$service"; fi', 12, "name of a command"),
         ('rm -f "$STATE/$service/cache"', "rm \"${service:-/}\"", 12, "only `$name`"),
         ('rm -f "$STATE/$service/cache"', "rm \"${!service}\"", 12, "only `$name`"),
         ('rm -f "$STATE/$service/cache"', 'cat ../../etc/passwd', 12, "leads out of the checkout"),
@@ -116,6 +127,16 @@ def test_what_is_wrong_is_named_with_file_and_line(old: str, new: str, line: int
     assert f"line {line}" in message
 
 
+@pytest.mark.parametrize(
+    "command",
+    ['sh ./tools/clear.sh "$service"', 'python tools/clear.py "$service"', './tools/admin -c "$service"', 'cp a "$service" && ls',
+     'time ./tools/clear "$service"', 'A="$service" ./tools/clear', 'test ! "$service" = x',
+     'ls && [[ x == a || "$service" == b ]] && ls', 'bash deploy.sh -e "$service"', 'ls | awk 1 | grep "$service"', 'test -e "$STATE/$service" || echo "$service"'],
+)  # fmt: skip
+def test_a_parameter_may_be_an_argument(command: str) -> None:
+    parsed(GOOD.replace('rm -f "$STATE/$service/cache"', command))
+
+
 def test_aliases_that_would_grow_are_refused_before_they_do() -> None:
     grown = "a: &a [x, x]\n" + "".join(
         f"{c}: &{c} [*{p}, *{p}]\n"
@@ -126,7 +147,9 @@ def test_aliases_that_would_grow_are_refused_before_they_do() -> None:
     assert time.monotonic() - started < 2
 
 
-@pytest.mark.parametrize("data", [b"\xff\xfe", b"", b"[1, 2]", b"just text", b"x" * 40_000, b"name: 2024-13-45"])
+@pytest.mark.parametrize(
+    "data", [b"\xff\xfe", b"", b"[1, 2]", b"just text", b"x" * 40_000, b"name: 2024-13-45", b"? [a]\n: b"]
+)
 def test_what_is_no_playbook_at_all_is_a_clear_error(data: bytes) -> None:
     with pytest.raises(ConfigError, match=r"clear-cache\.yaml"):
         parse_playbook(data, "clear-cache.yaml")

@@ -17,6 +17,10 @@ from infra.redaction import redact
         "github_pat_11ABCDEFG0abcdefghijkl_mnop",
         "xoxb-" + "123456789012-abcdefABCDEF",
         "AKIAIOSFODNN7EXAMPLE",
+        "glpat-" + "a1B2c3D4" * 3,
+        "npm_" + "a1B2c3" * 6,
+        "AIza" + "a1B2c3D" * 5,
+        "eyJhbGciOiJIUzI1NiJ9." + "eyJzdWIiOiIxMjM0NTY3ODkwIn0." + "c2lnbmF0dXJlLW9mLWl0",
         "-----BEGIN OPENSSH PRIVATE KEY-----\nabc\ndef\n-----END OPENSSH PRIVATE KEY-----",
         "-----BEGIN PRIVATE KEY-----\ncut off",
     ],
@@ -49,7 +53,8 @@ def test_ordinary_words_values_and_hashes_stay() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a" * 400_000, "a://" * 100_000, "-----BEGIN PRIVATE KEY-----" * 15_000, "a:" * 200_000]
+    "text",
+    ["a" * 400_000, "a://" * 100_000, "-----BEGIN PRIVATE KEY-----" * 15_000, "a:" * 200_000, "eyJaaaaaaaa." * 30_000],
 )
 def test_hostile_text_is_masked_in_little_time(text: str) -> None:
     started = time.monotonic()

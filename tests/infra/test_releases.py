@@ -74,7 +74,7 @@ def test_an_archive_that_leads_out_of_its_place_is_refused(tmp_path: Path) -> No
             tar.addfile(tarfile.TarInfo("../../outside"))
         return buffer.getvalue()
 
-    with pytest.raises(tarfile.OutsideDestinationError):
+    with pytest.raises(WorkFailed, match="outside"):
         Releases(tmp_path / "home").add(NEW, archive, "true")
     assert not (tmp_path / "outside").exists()
 
@@ -86,8 +86,24 @@ def test_a_switch_and_back_again(releases: Releases) -> None:
     assert (releases.current(), releases.link.resolve()) == (NEW, releases.folder / NEW)
     assert releases.roll_back() == (NEW, OLD)
     assert releases.current() == OLD
+    assert releases.roll_back() == (OLD, INSTALLED)
     with pytest.raises(ConfigError, match="nothing to roll back"):
         releases.roll_back()
+
+
+def test_a_release_that_came_back_by_itself_can_be_left_too(releases: Releases) -> None:
+    """After a repair was taken back, the database says that the release before is its own predecessor."""
+    releases.switch(OLD, INSTALLED)
+    releases.switch(NEW, OLD)
+    releases.switch(OLD, OLD)
+    assert releases.roll_back() == (OLD, INSTALLED)
+
+
+def test_nobody_is_led_back_to_a_release_that_was_refused_here(releases: Releases) -> None:
+    releases.switch(OLD, INSTALLED)
+    releases.roll_back()
+    releases.switch(NEW, OLD)
+    assert releases.roll_back() == (NEW, INSTALLED)
 
 
 def test_what_was_left_is_not_taken_again_on_this_machine(releases: Releases) -> None:

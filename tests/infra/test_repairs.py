@@ -71,6 +71,19 @@ def test_a_signature_that_cools_down_or_was_just_mended_is_left_alone(repairs: R
     assert repairs.begin(other, BASELINE, "works", "main", repairs.now() + timedelta(days=1)) is not None
 
 
+def test_a_place_whose_message_differs_each_time_is_repaired_once_at_a_time_and_cools_down(repairs: Repairs) -> None:
+    """The message may hold a ticket's text: whoever writes tickets could have a repair for each of them."""
+    first = SIGNAL.model_copy(update={"signature": "KeyError in tasks.plan.read: 'one'"})
+    other = SIGNAL.model_copy(update={"signature": "KeyError in tasks.plan.read: 'two'"})
+    elsewhere = SIGNAL.model_copy(update={"signature": "KeyError in tasks.plan.read_all: 'two'"})
+    repair = begin(repairs, first)
+    assert repair is not None
+    assert begin(repairs, other) is None
+    repairs.advance(repair, "ended", outcome="failed", cooldown_until=repairs.now() + timedelta(hours=1))
+    assert begin(repairs, other) is None
+    assert begin(repairs, elsewhere) is not None
+
+
 def test_every_stage_is_journaled_before_and_after_and_once(repairs: Repairs) -> None:
     repair = begun(repairs)
     for _ in range(3):

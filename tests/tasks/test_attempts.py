@@ -12,7 +12,7 @@ from infra.errors import BudgetExhausted
 from infra.pauses import BUDGET
 from tasks import services
 from tasks.attempts import give_back
-from tasks.dispatching import _gate
+from tasks.dispatching import dispatch_gate
 from tasks.models import Job, Repository
 from tests.shop import write_ticket
 
@@ -78,7 +78,7 @@ async def test_a_ticket_whose_budget_is_used_up_is_parked_with_a_comment_and_not
     assert "budgets.ticket_usd" in said
     assert services.pauses().active() == {}
     assert services.ledger().burnt_attempts("t-1") == 0
-    assert _gate().closed is None
+    assert dispatch_gate().closed is None
 
 
 async def test_a_ticket_that_waits_for_money_of_calls_under_way_is_queued_again_in_silence(
@@ -100,10 +100,10 @@ async def test_a_day_without_money_pauses_dispatch_until_the_next_and_no_run_tri
     assert services.ledger().burnt_attempts("t-1") == 0
     assert [(p.scope, p.until, p.times) for p in services.pauses().active().values()] == [(BUDGET, midnight, 1)]
     clock.now += timedelta(hours=11)
-    assert "budgets.day_usd" in str(_gate().closed)
-    assert not _gate().probing
+    assert "budgets.day_usd" in str(dispatch_gate().closed)
+    assert not dispatch_gate().probing
     clock.now = midnight + timedelta(seconds=1)
-    assert _gate().closed is None
+    assert dispatch_gate().closed is None
 
 
 async def test_a_person_who_raised_the_cap_ends_the_pause(board: Path, clock: Clock) -> None:
@@ -111,4 +111,4 @@ async def test_a_person_who_raised_the_cap_ends_the_pause(board: Path, clock: Cl
     for number in range(6):
         await give_back(running(board, f"t-{number}"), error, 1)
     assert services.pauses().succeed(BUDGET, by_hand=True)
-    assert _gate().closed is None, "nor do the six fast ends count as a storm of failures (RB9)"
+    assert dispatch_gate().closed is None, "nor do the six fast ends count as a storm of failures (RB9)"

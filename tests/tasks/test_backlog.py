@@ -145,6 +145,21 @@ def test_a_title_is_about_a_finding_when_it_names_the_code_and_says_the_same(tit
     assert near(finding("_gone"), title) is same
 
 
+def test_few_words_of_a_stranger_do_not_stand_for_every_finding_without_a_name() -> None:
+    """It would be taken for known, for ever."""
+    secret = finding("").model_copy(update={"title": "Secret in the code in shop/a.py: a private key (keys)"})
+    assert not near(secret, "Secret in the code")
+    assert near(secret, "secret in the code in shop/a.py, a private key (keys)!")
+
+
+def test_a_repository_full_of_findings_is_looked_at_too(home: Path) -> None:
+    """More than a query of PostgreSQL takes parameters, and than is worth a row each."""
+    done = sweep(*(f"_n{number}" for number in range(66_000)))
+    assert (done.found, done.made, done.capped) == (66_000, 5, 65_995)
+    again = sweep(*(f"_n{number}" for number in range(66_000)), dry_run=True)
+    assert (again.known, again.capped) == (5, 65_995)
+
+
 def test_states_and_labels_are_those_of_the_section(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configure(monkeypatch, state="ideas", labels=["found"])
     sweep("_gone")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -275,6 +276,16 @@ async def test_a_spoiled_cursor_means_from_the_beginning_and_a_spoiled_plan_says
         await finish_open.fn()
 
 
+async def test_more_points_than_one_question_takes_and_what_is_no_id_are_asked_for_without_harm(memory: Memory) -> None:
+    (known,) = told(memory, ALONE)
+    many = [str(uuid4()) for _ in range(5_000)]
+    assert list(memory.points([*many, known, "nope", "ab\udcff"])) == [known]
+    assert memory.derived([*many, known]) == {}
+    for name in ("nope", "ab\udcff"):
+        with pytest.raises(ConfigError, match="no point"):
+            forget(memory, name)
+
+
 async def test_nothing_remembered_means_nothing_to_do(memory: Memory) -> None:
     assert not (await consolidated()).acts
 
@@ -296,6 +307,15 @@ class TestForgetting:
         assert forget(memory, name) == (name,)  # again: nothing more to do
         with pytest.raises(ConfigError, match="no point"):
             forget(memory, "6f0f2c7e-0d8c-4f0e-9a55-6c1f0b7a5d11")
+
+    async def test_what_was_refused_of_a_model_quotes_points_and_goes_too(self, memory: Memory) -> None:
+        secret = "The checkout test of the cart fails because Mrs_Example paid twice in shop/cart.py"
+        name, other = told(memory, secret, ALONE)
+        plan = Plan(id="20261101T120000-a1b2c3", at=NOW, upto=0, archived=(other,), refused=(f"no member has it: {secret!r}",))  # fmt: skip
+        plans(memory).begin(plan)
+        carry_out(memory, plan)
+        forget(memory, name)
+        assert "Mrs_Example" not in plans(memory).find(plan.id).model_dump_json()
 
     async def test_a_plan_that_was_killed_brings_nothing_forgotten_back(self, memory: Memory) -> None:
         secret = "The checkout test of the cart fails because Mrs_Example paid twice in shop/cart.py"
@@ -335,6 +355,8 @@ class TestWithAModel:
         model.rules = [on("notes of earlier work", claims((text, ["n1", "n2", "n3"])))]
         (summary,) = (await consolidated()).written
         assert (summary.how, summary.record.text, len(summary.replaces)) == ("summarised", text, 3)
+        (cost,) = services.ledger().costs("role")
+        assert (cost.group, cost.calls, cost.prompt_tokens > 0) == ("curator", 1, True)
 
     @pytest.mark.parametrize(
         ("said", "reason"),

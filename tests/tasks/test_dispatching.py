@@ -12,7 +12,7 @@ from infra.boards import Ticket
 from infra.fleet import Node
 from tasks import services
 from tasks.attempts import provider_scope
-from tasks.dispatching import Slots, Waiting, _gate
+from tasks.dispatching import Slots, Waiting, dispatch_gate
 from tasks.models import Job
 
 FILE = """
@@ -61,9 +61,9 @@ def test_nothing_is_launched_while_the_agent_that_codes_rests(
     (tmp_path / "factory.yaml").write_text(FILE + coder)
     monkeypatch.setenv("DARKFACTORY_DATABASE_URL", database_url)
     services.close()
-    assert _gate().closed is None
+    assert dispatch_gate().closed is None
     until = datetime.now(UTC) + timedelta(hours=1)
     services.pauses().pause("provider:codex", "codex: the provider's limit is reached", until)
-    assert _gate().closed == "codex: the provider's limit is reached"
+    assert dispatch_gate().closed == "codex: the provider's limit is reached"
     services.pauses().succeed("provider:codex")
-    assert _gate().closed is None
+    assert dispatch_gate().closed is None

@@ -12,6 +12,7 @@ import pytest
 
 from infra.boards import Ticket
 from infra.git import Mirror
+from infra.housekeeping import Draft
 from infra.pull_requests import PullRequest
 from infra.sandbox import CommandResult
 from infra.test_runners import detect_policy
@@ -193,6 +194,34 @@ async def test_merged_changes_that_the_changelog_does_not_mention_are_one_findin
     bare = look_at(tmp_path / "c", {"a.py": "x = 1\n"})
     assert await unwritten(bare) == []
     assert "no changelog" in bare.notes[0]
+
+
+async def test_writing_the_changelog_is_no_change_to_be_written_down(
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each such ticket would lead to the next one, and one change that users need not know of would hide all later ones."""
+    monkeypatch.setenv("DARKFACTORY_DATABASE_URL", database_url)
+    services.close()
+    merge("T-1", "Rename a variable")
+    look = look_at(tmp_path / "a", {"CHANGELOG.md": "# Changes\n"})
+    (found,) = await unwritten(look)
+    store, board = services.housekeeping(), services.housekeeping_board()
+    draft = Draft(title=found.title, body="b")
+    store.sort("docs", "shop", board, [("f" * 16, found.kind, draft)], per_chore=5, overall=5)
+    assert await unwritten(look) == [found]
+    store.confirm("f" * 16, "T-2")
+    merge("T-2", found.title)
+    assert await unwritten(look) == []
+    merge("T-3", "Round prices")
+    (later,) = await unwritten(look)
+    assert (later.subject, "T-1" in later.evidence) == ("T-3", False)
+
+
+def merge(key: str, title: str) -> None:
+    ledger = services.ledger(services.housekeeping_board())
+    ledger.record_ticket(Ticket(key=key, title=title, body="b", state="done"), "shop")
+    pull = PullRequest(branch=f"agent/{key}", title=title, body="b", base="main", head_sha="a" * 40, url="https://x/1", state="merged")  # fmt: skip
+    ledger.record_pull_request(key, pull)
 
 
 # ---- advisories ---------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from tasks.lessons import (
     FIRST_WORDS,
     LINE_CHARS,
     TOLD_CHARS,
+    _as_markdown,
     attempt_of,
     failures_in,
     in_words,
@@ -288,8 +289,23 @@ async def test_what_proved_itself_goes_to_shared_memory_and_corpus_once(
         assert 'write "{}".format(text)' in record.text
         assert len(list(services.settings().root.glob("objects/corpus/lessons/**/*.json*"))) == 1
         assert services.lessons().untold() == []
+        services.lessons().retire(services.lessons().corrections()[0].id, "a person")
+        await settle(attempt(90), result())  # the next run that ends
+        memory.settle()
+        assert memory.search(Wanted(text="test_texts format", scope="another repository")).found == ()
+        assert list(services.settings().root.glob("objects/corpus/lessons/**/*.json*")) == []
+        assert services.lessons().untold() == []
     finally:
         memory.stop()
+
+
+async def test_what_the_sheet_of_corrections_quotes_is_no_markup(lessons: Lessons) -> None:
+    for number in range(3):
+        await fail(number, WorkFailed("![x](http://192.0.2.1/seen) <b>`bold`</b>"))
+    (made,) = lessons.corrections()
+    sheet = _as_markdown(in_words([made]))
+    assert "http://192.0.2.1" in sheet
+    assert not set(sheet) & set("[]<`")
 
 
 # ---- a whole run

@@ -25,8 +25,10 @@ from tasks.memory import (
     failure_record,
     outcome_record,
     recall,
+    recall_for,
     recall_more,
     recalled_in,
+    remember,
     remember_failure,
 )
 from tasks.models import Decision, Evidence, Job, Outcome, Policy, Repository, TestReport, Ticket
@@ -303,3 +305,80 @@ async def test_a_run_leaves_a_sheet_of_what_it_recalled_and_of_what_it_kept(
     (kept,) = (factory.home / "memory" / "outbox").glob("*.json")
     assert json.loads(kept.read_text())["record"]["verdict"] == outcome.decision
     factory.forget()
+
+
+@pytest.mark.integration
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("fails", [False, True])
+async def test_how_a_run_ended_is_in_memory_before_it_is_told_so_that_a_kill_between_loses_nothing(
+    factory: Factory,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    fails: bool,
+) -> None:
+    """M2, M4."""
+    monkeypatch.setenv("DARKFACTORY_MEMORY", '{"embedder": "bm25"}')
+    factory.forget()
+    write_ticket(factory.board, "shop-1")
+
+    class Killed(BaseException):
+        pass
+
+    async def killed(*_: object) -> None:
+        raise Killed
+
+    async def delivered(given: Job, _: float) -> Outcome:
+        if fails:
+            raise TestsFailed("Gradle build needs JDK 17, found 21")
+        return Outcome(ticket=given.ticket.key, decision="ACCEPT", reasons=("All examples are green.",), rounds=1)
+
+    for name, step in {"deliver": delivered, "close": killed, "give_back": killed}.items():
+        monkeypatch.setattr(f"flows.ticket.{name}", step)
+    with pytest.raises(Killed):
+        await factory.run("shop-1")
+    (kept,) = (factory.home / "memory" / "outbox").glob("*.json")
+    assert json.loads(kept.read_text())["record"]["verdict"] == ("FAILED" if fails else "ACCEPT")
+    factory.forget()
+
+
+@pytest.mark.usefixtures("_prefect")
+@pytest.mark.integration
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning")
+async def test_a_run_that_is_resumed_is_told_the_same_whatever_was_learned_since(
+    memory: Memory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else no answer that it got already would fit, and it could recall its own end. The next attempt knows more."""
+    pytest.importorskip("qdrant_edge", reason="memory's packages are not installed")
+    from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+
+    async def leave(*_: object) -> None: ...
+
+    monkeypatch.setattr("tasks.paper.leave", leave)  # no flow, no artifact
+    lesson = {"kind": "lesson", "scope": "shop", "created_at": NOW}
+    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: tmp_path / "results"}):
+        memory.record(Record(text="The android build needs JDK 17", **lesson))
+        memory.settle()
+        first = await recall_for(given := started())
+        memory.record(Record(text="The android build fails without a signed key", **lesson))
+        memory.settle()
+        after_a_fault = given.model_copy(update={"attempt_id": started(revision="2").attempt_id})
+        assert await recall_for(given) == await recall_for(after_a_fault) == first
+        assert len(first) == len(recalled_in(after_a_fault)) == 1
+        assert len(await recall_for(given.model_copy(update={"attempt": 2}))) == 2
+
+
+@pytest.mark.parametrize("attack", ["<img src=x onerror=alert(1)>", "`code` and <b>more</b>"])
+async def test_what_a_sheet_shows_of_a_kept_text_is_no_markup(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch, attack: str
+) -> None:
+    sheets: list[str] = []
+
+    async def leave(_: Job, kind: str, markdown: str) -> None:
+        sheets.append(markdown)
+
+    monkeypatch.setattr("tasks.paper.leave", leave)
+    given = started().model_copy(update={"ticket": ticket(title=f"The android build fails {attack}")})
+    await remember.fn(given, Outcome(ticket="T-1", decision="ACCEPT", reasons=("All good.",), rounds=1))
+    assert len(sheets) == 1
+    assert not set(sheets[0]) & {"<", "`"}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -125,3 +127,25 @@ def test_a_broken_operation_names_its_lines() -> None:
 )  # fmt: skip
 def test_looking_is_no_step(command: str, looks: bool) -> None:
     assert only_looks(command) is looks
+
+
+def test_a_secret_with_letters_that_json_escapes_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasks import services
+    from tasks.operations import _without_secrets
+
+    monkeypatch.setenv("DARKFACTORY_HOME", str(tmp_path))
+    monkeypatch.setenv("YARD_WORD", 'open"sesame\\4711ü')
+    section = {"shop": {"path": "/shop", "operations": {"secrets": {"WORD": "$YARD_WORD"}}}}
+    monkeypatch.setenv("DARKFACTORY_REPOSITORIES", json.dumps(section))
+    services.close()
+    kept = _without_secrets("shop", Operation(title="x", steps=(ObservedStep(run='login open"sesame\\4711ü'),)))
+    services.close()
+    assert kept.steps[0].run == "login $WORD"
+
+
+def test_a_token_is_masked_before_the_end_of_an_output_is_cut_out_of_it() -> None:
+    from infra.sandbox import CommandResult
+    from tasks.playbooks import how_it_ended
+
+    said = f"ghp_{'a' * 20}SECRET{'b' * 290}"
+    assert "b" * 50 not in how_it_ended(CommandResult(exit_code=1, output=said, seconds=0.1))

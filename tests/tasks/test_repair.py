@@ -15,6 +15,7 @@ from infra.releases import INSTALLED
 from infra.repairs import Repair, Sample
 from infra.sections import RepairSection
 from tasks import services
+from tasks.releasing import refusal
 from tasks.repair import Repaired, advance_repairs, find_signals, gate, judge_release, ticket_text
 from tests.repairs import FIXED, SIGNATURE, Works
 from tests.shop import git, make_repository
@@ -214,16 +215,32 @@ def test_a_rollback_by_hand_is_heard_and_the_change_is_reverted(works: Works) ->
     assert works.text("works/scale.py") != FIXED
 
 
+def test_a_rollback_by_hand_during_the_switch_is_not_overruled(works: Works) -> None:
+    """One node has not switched yet; meanwhile a person, or a machine on which it does not start, says no."""
+    works.propose(at_work(works), FIX)
+    slow = services.fleet().join("slow", slots=1, labels=(), machine="slow", provider="scripted", lease_seconds=1e6)
+    assert slow
+    look()
+    assert newest().stage == "switch", newest()
+    new = newest().new_sha
+    assert services.repairs().state().wanted == new
+    services.repairs().runs("slow", INSTALLED, refusal(new or ""))
+    look()
+    assert newest().outcome == "rolled-back", newest()
+    assert "was refused" in newest().reason
+    assert services.repairs().state().wanted == INSTALLED
+
+
 def test_three_rollbacks_stop_the_loop_until_a_person_resumes_it(works: Works) -> None:
     for number in range(3):
-        works.fail(3, f"{SIGNATURE} {'x' * number}")
+        works.fail(3, f"ZeroDivisionError in works.scale.share{number}: division by zero")
         look()
         works.propose(newest(), {"works/scale.py": FIXED + f"# {number}\n"})
         look()
         works.fail(3, f"Other in works.scale.share: {'x' * number}", newest().new_sha or "")
         look()
         assert newest().outcome == "rolled-back"
-    works.fail(3, f"{SIGNATURE} another")
+    works.fail(3)
     services.close()  # as after a restart
     halted = look()
     assert halted.begun == ()
@@ -284,6 +301,13 @@ def gated(tmp_path: Path, change: dict[str, str], command: str = "", files: dict
         ({}, "chmod +x a.py", "changes its mode"),
         ({}, "echo 1 > new.sh; chmod +x new.sh", "new program"),
         ({"a.py": "1\0\n"}, "", "binary"),
+        ({"big.py": "x = 1\n" * 700_001}, "", "cannot be counted"),
+        ({}, "printf 'a = 1\\rb = 2\\r' > a.py", "cannot be counted"),
+        ({"infra/redaction/__init__.py": "1\n"}, "", "protected"),
+        ({"tasks/policy.py": "1\n"}, "", "protected"),
+        ({"lib/.gitattributes": "*.py export-ignore\n"}, "", "protected"),
+        ({"pytest.ini": "[pytest]\n"}, "", "protected"),
+        ({"sitecustomize.py": "1\n"}, "", "protected"),
     ],
 )  # fmt: skip
 def test_the_gate(tmp_path: Path, change: dict[str, str], command: str, said: str) -> None:
@@ -298,6 +322,33 @@ def test_a_file_behind_a_blocked_link_is_blocked(tmp_path: Path) -> None:
     place.mkdir()
     (place / "auth.py").symlink_to("lib/impl.py")
     assert "'lib/impl.py' is protected" in gated(tmp_path, {"lib/impl.py": "2\n"}, files={"lib/impl.py": "1\n"})
+
+
+def test_links_are_followed_to_the_end_and_so_are_linked_folders(tmp_path: Path) -> None:
+    place = tmp_path / "repo"
+    place.mkdir()
+    (place / "auth.py").symlink_to("second.py")
+    (place / "second.py").symlink_to("lib/[impl].py")
+    (place / "deployments").symlink_to("ship")
+    files = {"lib/[impl].py": "1\n", "ship/run.py": "1\n"}
+    said = gated(tmp_path, dict.fromkeys(files, "2\n"), files=files)
+    assert "'lib/[impl].py' is protected" in said
+    assert "'ship/run.py' is protected" in said
+
+
+def test_what_is_gated_is_what_is_released_also_when_the_base_branch_moved_files(works: Works) -> None:
+    """The branch changes a file that became a blocked one on the base branch meanwhile; merging follows the new name."""
+    repair = at_work(works)
+    works.propose(repair, FIX)
+    git(works.checkout, "checkout", "--quiet", "-B", "moving", "origin/main")
+    git(works.checkout, "mv", "works/scale.py", "works/auth_scale.py")
+    git(works.checkout, "commit", "--quiet", "--message", "Move")
+    git(works.checkout, "push", "--quiet", "origin", "moving:main")
+    before = works.base()
+    look()
+    assert newest().outcome == "refused", newest()
+    assert "'works/auth_scale.py' is protected" in newest().reason
+    assert works.base() == before
 
 
 # ---- the verdict alone ------------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def test_no_folder_is_no_topics(topics: Path) -> None:
 
 
 def test_secrets_in_a_topic_file_are_masked(topics: Path) -> None:
-    (topics / "a.md").write_text("The android build wants ghp_0123456789abcdef0123")
+    (topics / "a.md").write_text("# The key ghp_0123456789abcdef0123\nThe android build wants ghp_0123456789abcdef0123")
     assert "ghp_" not in lines()[0]
 
 

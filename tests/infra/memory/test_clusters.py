@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ pytest.importorskip("qdrant_client", reason="memory's packages are not installed
 from qdrant_client import QdrantClient
 
 from infra.memory import MAX_TEXT_CHARS, MOST_MEMBERS, Cluster
-from infra.memory.clusters import Placed, Vectors, clusters_of, similarity
+from infra.memory.clusters import MOST_COMPARED, Placed, Vectors, clusters_of, similarity
 from infra.memory.edge import EmbeddedTransport
 from infra.memory.embedding import Bm25, Words, telling_words
 from infra.memory.index import Index
@@ -49,6 +50,22 @@ def test_a_member_that_is_only_near_to_a_neighbour_of_the_medoid_is_left_out() -
     (found,) = clusters_of(circle, [(names[0], names[1]), (names[1], names[2]), (names[2], names[3])])
     assert found.medoid in names[1:3]
     assert len(found.members) == 3
+
+
+def test_a_flood_of_points_that_say_the_same_is_not_compared_each_with_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = 0
+
+    def counted(one: Vectors, other: Vectors) -> float:
+        nonlocal compared
+        compared += 1
+        return similarity(one, other)
+
+    monkeypatch.setattr("infra.memory.clusters.similarity", counted)
+    circle = placed(*(n / 1_000 for n in range(600)))
+    names = list(circle)
+    (found,) = clusters_of(circle, pairwise(names))
+    assert len(found.members) == MOST_MEMBERS
+    assert compared <= MOST_COMPARED**2
 
 
 def test_a_cluster_is_bounded_and_the_same_whatever_order_its_pairs_come_in() -> None:

@@ -147,3 +147,15 @@ def test_what_is_forgotten_is_in_no_file_of_journal_or_outbox_and_no_replay_brin
         ] == []  # rebuilt, so that the index is new, too
         journal = Journal(tmp_path / "memory" / "journal.jsonl")
         assert [entry.points for entry in journal.entries() if entry.record] == [(kept,)]
+
+
+def test_an_erasure_that_was_killed_in_the_middle_of_a_line_is_finished_when_it_is_repeated(tmp_path: Path) -> None:
+    journal, kept, gone = Journal(tmp_path / "journal.jsonl"), entry_of(record()), entry_of(record(SECRET))
+    journal.append([kept, gone])
+    whole = journal.path.read_bytes()
+    half = gone.line.index(b"Mrs Example")
+    journal.path.write_bytes(whole.replace(gone.line, b" " * half + gone.line[half:]))
+    again = Journal(journal.path)
+    again.append([entry_of(mark("forgotten", points=gone.points, source="a person"))])
+    assert b"Mrs Example" not in again.path.read_bytes()
+    assert [entry.record for entry in again.entries() if entry.record] == [kept.record]

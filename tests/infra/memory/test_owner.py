@@ -32,7 +32,7 @@ from infra.memory.client import Memory
 from infra.memory.edge import EmbeddedTransport
 from infra.memory.outbox import Journal
 from infra.memory.owner import Orders, Owner, serve
-from infra.memory.records import admit
+from infra.memory.records import KEPT_EVENTS, admit
 
 ROOT = Path(__file__).parents[3]
 KEY = "qdrant-key-0123456789"
@@ -203,6 +203,23 @@ def test_a_kill_while_an_index_is_made_anew_leaves_no_half_of_it(tmp_path: Path)
     owner = Owner(given)
     owner.begin()
     assert owner.health().points == 3
+    owner.close()
+
+
+def test_a_kill_while_an_index_is_filled_counts_no_old_sighting_again(tmp_path: Path) -> None:
+    given, sightings = orders(tmp_path), KEPT_EVENTS + 20
+    memory = Memory(given, 5)
+    for number in range(sightings):
+        memory.record(record("Gradle build needs JDK 17", key="the same", source=f"run {number}"))
+    half = Owner(given)
+    while half.take_in():
+        pass
+    half._filled.unlink()  # killed between the last of the journal and this mark
+    half.close()
+    owner = Owner(given)
+    owner.begin()
+    (found,) = owner.search(Wanted(text="JDK")).found
+    assert found.point.seen == sightings
     owner.close()
 
 
