@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import posixpath
 import re
 import secrets
 import shutil
@@ -19,6 +20,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -32,6 +34,7 @@ INSTALLED = "installed"
 """The name of the installed package among the releases."""
 SMOKE_SECONDS = 120.0
 _SHOWN_CHARS = 500
+_EXTRACTION: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 _SHA = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
@@ -112,7 +115,8 @@ class Releases:
         draft = self.folder / f".new-{sha}"
         try:
             with tarfile.open(fileobj=io.BytesIO(archive)) as packed:
-                packed.extractall(draft, filter="data")
+                members = [_contained(member) for member in packed]
+                packed.extractall(draft, members=members, **_EXTRACTION)  # noqa: S202 - each was looked at
         except tarfile.TarError as error:
             raise WorkFailed(f"the tree of {sha!r} cannot be a release: {error}") from None
         prove(draft / sha, smoke)
@@ -167,6 +171,19 @@ class Releases:
             draft.symlink_to(release)
             draft.replace(self.link)
         _sync(self.folder)
+
+
+def _contained(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """The member, when it and what it links to stay in its place. Raises TarError. Python before 3.11.4 does not look."""
+    places = [member.name]
+    if member.issym():
+        places.append(f"{posixpath.dirname(member.name)}/{member.linkname}")
+    outside = any(posixpath.isabs(place) or posixpath.normpath(place).startswith("..") for place in places)
+    if outside or (member.issym() and posixpath.isabs(member.linkname)):
+        raise tarfile.TarError(f"{member.name!r} leads out of its place")
+    if not (member.isfile() or member.isdir() or member.issym()):
+        raise tarfile.TarError(f"{member.name!r} is neither file, folder nor link")
+    return member
 
 
 def prove(folder: Path, command: str) -> None:

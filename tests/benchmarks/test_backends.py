@@ -29,6 +29,7 @@ def test_the_table_has_a_line_for_each_backend() -> None:
 
 @pytest.mark.integration
 @pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.slow
 async def test_backends_are_judged_by_the_same_hidden_tests(
     factory: Factory,  # noqa: F811  the fixture
     monkeypatch: pytest.MonkeyPatch,

@@ -80,6 +80,7 @@ def test_the_table_compares_arms_before_and_after_there_was_something_to_learn()
 
 @pytest.mark.integration
 @pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.slow
 async def test_after_three_failures_of_a_rule_the_fourth_ticket_keeps_it(
     factory: Factory,  # noqa: F811
     tmp_path: Path,

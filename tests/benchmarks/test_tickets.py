@@ -28,6 +28,7 @@ def ticket(key: str) -> BenchTicket:
 
 @pytest.mark.integration
 @pytest.mark.parametrize("repository", REPOSITORIES)
+@pytest.mark.slow
 async def test_every_ticket_is_sound(repository: str, sandbox: Sandbox) -> None:
     """The patch applies, hidden tests fail with the bug only, ordinary ones as the kind of the ticket says."""
     assert await complaints([one for one in TICKETS if one.repository == repository], sandbox) == []

@@ -52,6 +52,7 @@ def path_of(folder: Path, **scripts: str) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 def test_a_second_set_up_does_nothing_takes_no_time_and_sees_a_changed_lock(checkout: Path) -> None:
     first = set_up(checkout, "dev")
     assert first.returncode == 0, first.stderr

@@ -104,6 +104,7 @@ async def greet(folder: str) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_a_workers_runs_come_from_the_release_as_soon_as_it_is_switched_to(prefect_url: str, tmp_path: Path) -> None:
     """A real worker, real flow runs, and this very code as the release."""
     place = tmp_path / "releases" / NEW

@@ -80,6 +80,7 @@ def run(tmp_path: Path, model: ScriptedModel, code: Path, told: RunnerUnit) -> t
     return done.returncode, report, (out / "patch.diff").read_text(), done.stderr
 
 
+@pytest.mark.slow
 def test_a_unit_becomes_a_patch_that_applies_and_a_report_with_usage(tmp_path: Path) -> None:
     """A7."""
     code, sha = checkout_of(tmp_path)
@@ -121,6 +122,7 @@ def test_earlier_work_deletions_renames_and_odd_bytes_are_in_the_patch_and_what_
     assert (code / "raw.bin").read_bytes() == b"\xff\0"
 
 
+@pytest.mark.slow
 def test_a_limit_per_minute_is_waited_for(tmp_path: Path) -> None:
     code, sha = checkout_of(tmp_path)
     with ScriptedModel([on("", Fault(kind="status", status=429, headers={"retry-after": "1"}), FIX, FINISH)]) as model:

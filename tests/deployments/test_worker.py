@@ -170,6 +170,7 @@ def pool(worker: WorkerProcess) -> Pool:
     return worker.pool
 
 
+@pytest.mark.slow
 def test_a_run_is_forked_into_a_session_an_empty_folder_and_a_log_of_its_own(pool: Pool, worker: WorkerProcess) -> None:
     run = pool.start("greet")
     assert pool.ended(run) == "COMPLETED", (worker.home / "worker.log").read_text()
@@ -230,6 +231,7 @@ def test_a_killed_guard_takes_its_run_with_it(pool: Pool, worker: WorkerProcess)
     assert gone(pids)
 
 
+@pytest.mark.slow
 def test_a_killed_spawner_loses_its_runs_and_is_started_again(pool: Pool, worker: WorkerProcess) -> None:
     run = pool.start("linger", name="lost")
     pids = pool.lingering("lost")
@@ -255,6 +257,7 @@ def mark_of(pid: int) -> str | None:
     return next((entry.decode().partition("=")[2] for entry in entries if entry.startswith(b"DARKFACTORY_RUN=")), None)
 
 
+@pytest.mark.slow
 def test_a_thread_works_until_it_is_left_and_tells_who_started_and_ended(
     prefect_url: str, node: Node, tmp_path: Path
 ) -> None:

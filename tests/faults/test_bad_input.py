@@ -104,6 +104,7 @@ def test_an_unknown_model_ends_with_2(run: Run, factory: Factory, monkeypatch: p
     ],
     ids=["garbage", "html", "cut", "reset", "429", "429-soon", "401", "500"],
 )
+@pytest.mark.slow
 def test_a_broken_endpoint_ends_with_3_and_burns_nothing(
     run: Run, factory: Factory, fault: Fault, kind: str, tries: int
 ) -> None:
@@ -160,6 +161,7 @@ FLOOD = "import os\n\n\ndef test_floods():\n    for _ in range(1024):\n        o
     [("(setsid sleep 300 &) ; sleep 300", "exit-code", 3), ("python -m pytest -s", "pytest", 30)],
     ids=["hangs", "prints 1 GB"],
 )
+@pytest.mark.slow
 def test_a_test_suite_that_runs_wild_is_ended_and_named(
     run: Run, factory: Factory, command: str, runner: str, seconds: int
 ) -> None:

@@ -112,6 +112,7 @@ def _heads(home: Path) -> str:
     return heads
 
 
+@pytest.mark.slow
 def test_a_terminated_run_ends_with_130_and_its_own_words(make_shop: MakeShop) -> None:
     shop = make_shop("ended")
     shop.serve(slowly())

@@ -246,6 +246,7 @@ def _check_pause(ground: Ground, row: Row, provider: str, model: str, began: flo
 
 
 @pytest.mark.parametrize("vendor", VENDORS)
+@pytest.mark.slow
 async def test_without_another_model_each_failure_burns_no_attempt(ground: Ground, vendor: Vendor) -> None:
     """RB8: only a prompt that fits no model is the ticket's. Nothing is left reserved."""
     for row in (row for row in rows() if vendor in row.vendors):
@@ -306,6 +307,7 @@ async def test_a_storm_of_all_failures_over_two_models_is_answered_by_the_third_
 @pytest.mark.integration
 # Prefect's event client leaves its sockets to the garbage collector
 @pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.slow
 async def test_a_ticket_is_worked_to_its_end_beside_a_dead_provider(
     factory: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

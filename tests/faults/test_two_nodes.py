@@ -17,6 +17,7 @@ def test_tickets_of_a_node_that_dies_end_on_the_other_one_exactly_once(fault: st
     assert seen.hit
 
 
+@pytest.mark.slow
 def test_a_ticket_with_two_pull_requests_or_two_ends_is_a_mistake() -> None:
     right = Row("t-1", ["b", "a"], ["crashed", "completed"], ["a"], 1, 1, 1, 1, "in review")
     assert right.mistakes == []

@@ -63,6 +63,7 @@ class Runner:
         run.looks = 0
 
 
+@pytest.mark.slow
 async def test_a_ticket_is_solved_by_a_coder_on_a_runner(
     factory: Factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -265,6 +265,7 @@ def slowly(rule: Rule) -> Rule:
     return rule.model_copy(update={"answers": tuple(answers)})
 
 
+@pytest.mark.slow
 async def test_the_units_that_do_not_wait_for_each_other_are_coded_side_by_side_and_the_last_builds_on_them(
     capable: Factory,
 ) -> None:
@@ -279,6 +280,7 @@ async def test_the_units_that_do_not_wait_for_each_other_are_coded_side_by_side_
     assert unit[3][0] > max(unit[1][-1], unit[2][-1])
 
 
+@pytest.mark.slow
 async def test_the_same_specification_again_asks_nothing_and_changes_nothing(capable: Factory) -> None:
     first = await run(capable)
     calls, forge = capable.model.calls, fingerprint(capable.home / "forge")
@@ -339,6 +341,7 @@ async def test_a_hostile_specification_stays_the_text_of_one_ticket(capable: Fac
         await track.fn(order(capable, HOSTILE), place, "folder")
 
 
+@pytest.mark.slow
 async def test_a_repository_that_is_there_gets_a_branch_and_keeps_its_rules(capable: Factory, tmp_path: Path) -> None:
     place = make_repository(tmp_path / "begun", {"README.md": "# Begun\n", "old.py": "", "tests/test_old.py": "import old\n\n\ndef test_old():\n    assert old\n"})  # fmt: skip
     before = fingerprint(place)
@@ -364,6 +367,7 @@ async def test_a_repository_that_cannot_be_tested_is_refused_before_there_is_a_t
     assert capable.model.calls == 0
 
 
+@pytest.mark.slow
 async def test_red_tests_are_rejected_with_the_reason_and_open_nothing(
     capable: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -384,6 +388,7 @@ async def test_red_tests_are_rejected_with_the_reason_and_open_nothing(
     assert asked(capable)["judge"] == 0
 
 
+@pytest.mark.slow
 async def test_a_change_beyond_the_limits_of_the_build_is_rejected(
     capable: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -395,6 +400,7 @@ async def test_a_change_beyond_the_limits_of_the_build_is_rejected(
     assert capable.pull_request(built.ticket) is None
 
 
+@pytest.mark.slow
 async def test_a_layout_that_does_not_hold_together_is_asked_for_once_more_and_then_fails(capable: Factory) -> None:
     alone = plan([{**UNITS[0], "files": ["todo/store.py"]}, *UNITS[1:]], file_layout=["todo/store.py"])
     capable.model.rules = story(architect=(alone, plan()))
@@ -441,6 +447,7 @@ async def test_the_command_killed_at_the_judge_goes_on_without_asking_anything_a
     assert uses(tmp_path / "out") == "1 buy tea\n"
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_a_command_line_is_said_before_anything_is_made(capable: Factory, tmp_path: Path) -> None:
     spec, full = str(written(capable)), tmp_path / "full"
     full.mkdir()
@@ -510,6 +517,7 @@ NODE_TESTS = tuple(
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+@pytest.mark.slow
 async def test_a_node_application_is_built_too(capable: Factory) -> None:
     capable.model.rules = story(
         architect=(plan(NODE_UNITS),), tests=NODE_TESTS, modules=NODE_MODULES, units=NODE_UNITS, language="javascript"

@@ -94,6 +94,7 @@ async def test_effort_five_is_thirteen_roles_with_a_sheet_each_on_one_shared_pre
     assert share > 0.5
 
 
+@pytest.mark.slow
 async def test_units_are_shared_out_and_their_files_meet_on_one_branch(capable: Factory) -> None:
     capable.model.rules = story(LARGE, 5)
     outcome = await capable.run(LARGE)
@@ -109,6 +110,7 @@ async def test_units_are_shared_out_and_their_files_meet_on_one_branch(capable: 
     assert "| scripted" in text, "the cost table names the model"
 
 
+@pytest.mark.slow
 async def test_one_unit_of_a_large_ticket_gets_three_candidates(capable: Factory) -> None:
     more = "```python\nfrom shop.prices import total\n\ndef test_half():\n    assert total([{}], 50) == {}\n```"
     capable.model.rules = story(SMALL, 5, ONE_UNIT, tester_2=(more.format(10, 5),), tester_3=(more.format(30, 15),))
@@ -121,6 +123,7 @@ async def test_one_unit_of_a_large_ticket_gets_three_candidates(capable: Factory
     assert len(warmth) == 3, "three candidates of one temperature would be one"
 
 
+@pytest.mark.slow
 async def test_effort_one_asks_five_questions_and_still_has_evidence(capable: Factory) -> None:
     capable.model.rules = story(SMALL, 1, ONE_UNIT)
     outcome = await capable.run(SMALL)
@@ -131,6 +134,7 @@ async def test_effort_one_asks_five_questions_and_still_has_evidence(capable: Fa
     assert capable.model.calls == outcome.usage.calls == 5
 
 
+@pytest.mark.slow
 async def test_effort_one_writes_no_test_where_the_ticket_brings_its_own(capable: Factory) -> None:
     write_ticket(capable.board, SMALL, "It is wrong:\n\n```\n>>> total([200], 10)\n180.0\n```\n")
     capable.model.rules = story(SMALL, 1, ONE_UNIT)
@@ -139,6 +143,7 @@ async def test_effort_one_writes_no_test_where_the_ticket_brings_its_own(capable
     assert asked(capable, SMALL) == {"architect": 1, "coder": 2, "judge": 1}
 
 
+@pytest.mark.slow
 async def test_a_new_prompt_version_asks_only_its_own_role_again(
     capable: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +184,7 @@ async def test_a_ticket_that_is_shown_to_be_done_is_turned_down_without_a_line_o
     assert [v.decision for v in capable.history(SMALL).verdicts] == ["REJECT"]
 
 
+@pytest.mark.slow
 async def test_a_rejection_that_cannot_be_shown_is_asked_about_once_and_then_not_believed(capable: Factory) -> None:
     lie = {**DONE, "proofs": [{"path": "shop/stock.py", "line": 5, "quote": "return max(stock - sold, 0)"}]}
     said = json.dumps({"summary": "Nothing to do.", "rejection": lie})
@@ -190,6 +196,7 @@ async def test_a_rejection_that_cannot_be_shown_is_asked_about_once_and_then_not
     assert "What is quoted does not stand in 'shop/stock.py' at line 5." in again
 
 
+@pytest.mark.slow
 async def test_a_plan_that_names_what_is_not_there_is_asked_for_once_more(capable: Factory) -> None:
     units = [{"id": "u1", "title": "t", "files": ["shop/price.py"], "symbols": ["totall"]}]
     capable.model.rules = story(SMALL, 1, ONE_UNIT, architect=(plan(1, units), plan(1, ONE_UNIT)))
@@ -214,6 +221,7 @@ async def test_a_failing_step_ends_its_siblings_and_its_own_error_is_raised(capa
     assert capable.leftovers() == []
 
 
+@pytest.mark.slow
 async def test_the_judge_asks_for_more_and_one_coder_mends_the_whole(capable: Factory) -> None:
     revise = '{"decision": "REVISE", "reasons": ["Too short."], "must_fix": ["Say what a discount is."]}'
     accept = '{"decision": "ACCEPT", "reasons": ["Now it does."], "must_fix": []}'

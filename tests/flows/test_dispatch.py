@@ -328,6 +328,7 @@ async def test_a_ticket_that_is_closed_while_it_waits_for_its_node_does_not_run(
     assert (await night.tick()).stopped == ("one",)
 
 
+@pytest.mark.slow
 async def test_a_dead_node_gives_its_tickets_back(night: Night) -> None:
     """I10, SM11: what never started goes out again as a new launch; the old one is fenced off."""
     from tasks import services

@@ -66,6 +66,7 @@ def check_messages(messages: list[dict[str, Any]]) -> None:
 # --- the corpus -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_an_accepted_run_leaves_the_call_that_wrote_its_change(factory: Factory) -> None:
     write_ticket(factory.board, "shop-1")
     await factory.run("shop-1")
@@ -96,6 +97,7 @@ async def test_a_change_that_was_sent_back_becomes_a_pair_with_the_accepted_one(
     assert len(kept(factory, "chat")) == 1
 
 
+@pytest.mark.slow
 async def test_work_with_tools_is_kept_whole_and_its_rounds_as_diffs(
     factory: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +117,7 @@ async def test_work_with_tools_is_kept_whole_and_its_rounds_as_diffs(
     check_messages([*pair["prompt"], *pair["chosen"]])
 
 
+@pytest.mark.slow
 async def test_a_run_that_is_repeated_after_a_fault_leaves_one_example_though_its_answers_are_older(
     factory: Factory,
 ) -> None:
@@ -144,6 +147,7 @@ async def test_nothing_is_kept_of_a_repository_that_opted_out(
     assert not (factory.home / "objects" / "corpus").exists()
 
 
+@pytest.mark.slow
 async def test_the_corpus_is_listed_counted_and_forgotten_by_repository(factory: Factory) -> None:
     write_ticket(factory.board, "shop-1")
     await factory.run("shop-1")
@@ -159,6 +163,7 @@ async def test_the_corpus_is_listed_counted_and_forgotten_by_repository(factory:
 # --- the level of a run -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_run_notes_what_it_is_like_and_says_so_on_a_sheet(factory: Factory, made_up: MadeUpRuns) -> None:
     write_ticket(factory.board, "shop-1")
     await factory.run("shop-1")
@@ -172,6 +177,7 @@ async def test_a_run_notes_what_it_is_like_and_says_so_on_a_sheet(factory: Facto
     assert run.traits.confidence == START
 
 
+@pytest.mark.slow
 async def test_a_run_starts_its_coder_on_the_level_that_earlier_runs_recommend(
     factory: Factory, made_up: MadeUpRuns, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,7 @@ async def asking(night: Night, monkeypatch: pytest.MonkeyPatch) -> Night:  # noq
     return night
 
 
+@pytest.mark.slow
 async def test_a_question_parks_the_ticket_and_a_trusted_reply_resumes_it(key: str, asking: Night) -> None:
     """RC7, I12: posted, the slot is free, kept over a restart; a stranger's words change nothing, the reply is in the brief."""
     from tasks import services
@@ -118,6 +119,7 @@ async def test_a_question_parks_the_ticket_and_a_trusted_reply_resumes_it(key: s
     assert path.read_text().count(QUESTION) == 1
 
 
+@pytest.mark.slow
 async def test_the_same_question_is_not_asked_for_ever(
     key: str, asking: Night, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +189,7 @@ def _die(*_: object, **__: object) -> None:
 
 
 @pytest.mark.parametrize(("state", "expected"), [("done", "released"), ("backlog", "parked")])
+@pytest.mark.slow
 async def test_an_answer_does_not_pull_back_a_ticket_that_a_person_took_away(
     key: str, asking: Night, state: str, expected: str
 ) -> None:
@@ -204,6 +207,7 @@ async def test_an_answer_does_not_pull_back_a_ticket_that_a_person_took_away(
 
 
 @pytest.mark.parametrize("kind", ["silent", "drip"])
+@pytest.mark.slow
 async def test_a_silent_model_is_a_stall_and_the_ticket_is_queued_again(
     key: str, real_time: Night, monkeypatch: pytest.MonkeyPatch, kind: Any
 ) -> None:
@@ -229,6 +233,7 @@ async def test_a_silent_model_is_a_stall_and_the_ticket_is_queued_again(
     await until(lambda: real_time.factory.leftovers() == [], 10)
 
 
+@pytest.mark.slow
 async def test_a_run_that_talks_and_tests_is_not_stalled_however_long_it_takes(
     key: str, real_time: Night, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +249,7 @@ async def test_a_run_that_talks_and_tests_is_not_stalled_however_long_it_takes(
     assert await real_time.work() == ["ACCEPT"]
 
 
+@pytest.mark.slow
 async def test_a_session_that_lasts_too_long_is_ended(
     key: str, real_time: Night, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +265,7 @@ async def test_a_session_that_lasts_too_long_is_ended(
     assert "took too long" in claim.reason
 
 
+@pytest.mark.slow
 async def test_a_closed_ticket_stops_its_run_and_costs_nothing(
     key: str, real_time: Night, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,6 +93,7 @@ async def test_a_gate_parks_the_ticket_and_approval_lets_it_go_on_once(yard: Yar
 
 
 @pytest.mark.parametrize("said", [True, False])
+@pytest.mark.slow
 async def test_a_ticket_goes_on_with_its_own_run_whoever_decided(yard: Yard, said: bool) -> None:
     """A rejected gate is taken back, said on the ticket, and nothing begins anew before a person replies."""
     from flows.playbooks import run_playbook
@@ -213,6 +214,7 @@ def tool(name: str, **arguments: object) -> Answer:
     return Answer(tool_calls=(ToolCall(id=f"call-{name}", name=name, arguments=json.dumps(arguments)),))
 
 
+@pytest.mark.slow
 async def test_three_operations_of_a_capable_model_make_a_playbook_that_a_person_merges(
     yard: Yard, monkeypatch: pytest.MonkeyPatch
 ) -> None:

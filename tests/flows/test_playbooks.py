@@ -271,6 +271,7 @@ async def test_kill_nine_in_the_middle_of_a_step_and_the_run_goes_on(yard: Yard,
     assert yard.files()["shop.conf"] == "place=lab\n"
 
 
+@pytest.mark.slow
 async def test_a_run_by_hand_needs_no_server(yard: Yard) -> None:
     yard.commit(THREE)
     yard.approve()
@@ -469,6 +470,7 @@ async def node(yard: Yard, prefect_url: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("approve", [True, False])
+@pytest.mark.slow
 async def test_a_gate_is_a_suspended_run_that_a_person_resumes(yard: Yard, node: None, approve: bool) -> None:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.objects import StateType

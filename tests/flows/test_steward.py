@@ -148,6 +148,7 @@ async def test_a_reviewers_remark_is_answered_once_and_a_strangers_never(forge: 
     assert len(forge.said(number)) == 1
 
 
+@pytest.mark.slow
 async def test_used_up_rounds_park_it_once_and_a_person_grants_one_more(forge: Forge) -> None:
     """RB6: what a coder cannot mend is said and counted; the counter survives, and it ends."""
     from tasks import services
@@ -187,6 +188,7 @@ def tool(name: str, **arguments: object) -> Answer:
     return Answer(tool_calls=(ToolCall(id=f"call-{name}", name=name, arguments=json.dumps(arguments)),))
 
 
+@pytest.mark.slow
 async def test_a_conflict_is_resolved_by_a_merge_commit(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both sides' text stays; the commit has both as parents, and no commit with marks in it."""
     number = await forge.open()
@@ -209,6 +211,7 @@ async def test_a_conflict_is_resolved_by_a_merge_commit(forge: Forge, monkeypatc
     assert "the conflict with the base branch" in forge.said(number)[0]
 
 
+@pytest.mark.slow
 async def test_proof_is_attached_once_for_each_commit(forge: Forge) -> None:
     number = await forge.open(
         qa="echo it works > shot.txt; echo ran ghp_0123456789abcdefghijABCDEFGHIJ012345", qa_artifacts=["*.txt"]
@@ -246,6 +249,7 @@ async def test_it_merges_only_where_the_policy_says_so(forge: Forge, policy: str
         assert await forge.look() == {}
 
 
+@pytest.mark.slow
 async def test_what_a_person_merged_or_closed_ends_it(forge: Forge) -> None:
     number = await forge.open()
     forge.github.pulls[number].state = "closed"
@@ -294,6 +298,7 @@ async def joined(forge: Forge, name: str) -> Night:
     return night
 
 
+@pytest.mark.slow
 async def test_five_requests_for_one_refinement_are_one_run_in_a_slot(forge: Forge) -> None:
     """T9, SM10: any branch, also one the factory did not open; its verdict stands on the pull request."""
     from flows.refine import refine
@@ -323,6 +328,7 @@ async def test_five_requests_for_one_refinement_are_one_run_in_a_slot(forge: For
     assert len(await night.runs()) == 1
 
 
+@pytest.mark.slow
 async def test_a_branch_with_nothing_to_mend_gets_its_verdict_and_a_waiting_one_holds_no_slot(forge: Forge) -> None:
     from flows.steward import ask_for_refinement, steward
     from tasks import dispatching, services
@@ -347,6 +353,7 @@ async def test_a_branch_with_nothing_to_mend_gets_its_verdict_and_a_waiting_one_
     assert len(forge.said(number)) == 1
 
 
+@pytest.mark.slow
 async def test_ten_idle_pull_requests_cost_one_call_a_look(forge: Forge) -> None:
     """TR4: what did not change is not asked about, but once an hour."""
     from infra.boards import Ticket
@@ -381,6 +388,7 @@ async def test_ten_idle_pull_requests_cost_one_call_a_look(forge: Forge) -> None
         services.clock = None
 
 
+@pytest.mark.slow
 async def test_a_folders_pull_request_is_proved_and_merged_into_the_bare_repository(
     factory: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

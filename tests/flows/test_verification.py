@@ -81,6 +81,7 @@ async def test_a_claim_without_evidence_reaches_neither_people_nor_the_pull_requ
     assert capable.leftovers() == []
 
 
+@pytest.mark.slow
 async def test_a_claim_with_evidence_is_put_to_the_strong_model(
     capable: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

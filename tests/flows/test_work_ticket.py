@@ -127,6 +127,7 @@ async def test_a_wrong_change_is_revised_with_the_red_test_named(factory: Factor
     assert any("still fails" in reason for reason in verdicts[0].reasons)
 
 
+@pytest.mark.slow
 async def test_out_of_rounds_opens_nothing_and_says_why_on_the_ticket(factory: Factory) -> None:
     """However convinced the model is: failing evidence is never accepted, its opinion is not even bought, and the next
     attempt thinks anew."""
@@ -159,6 +160,7 @@ async def test_a_change_that_breaks_a_passing_test_is_never_accepted(
 
 
 @pytest.mark.parametrize(("slots", "together"), [(3, True), (1, False)])
+@pytest.mark.slow
 async def test_coder_tester_and_auditor_work_at_the_same_time_as_far_as_slots_allow(
     factory: Factory, monkeypatch: pytest.MonkeyPatch, slots: int, together: bool
 ) -> None:
@@ -179,6 +181,7 @@ async def test_coder_tester_and_auditor_work_at_the_same_time_as_far_as_slots_al
     assert (spread < seconds) if together else (spread >= 2 * seconds)
 
 
+@pytest.mark.slow
 async def test_every_sheet_of_the_paper_trail_is_an_artifact_and_a_file(factory: Factory, prefect_url: str) -> None:
     write_ticket(factory.board, "shop-paper")
     await factory.run("shop-paper")
@@ -286,6 +289,7 @@ async def test_a_hostile_ticket_stays_data(factory: Factory) -> None:
     assert not Path("/tmp/owned").exists()
 
 
+@pytest.mark.slow
 async def test_a_plan_that_is_no_json_still_leads_somewhere(factory: Factory) -> None:
     """A small model's plan is a courtesy: rules fill in what it cannot say."""
     factory.model.rules = script(architect=("I would rather not.", ARCHITECT), auditor="no", reviewer="", judge="maybe")

@@ -51,6 +51,7 @@ def hire(factory: Factory, monkeypatch: pytest.MonkeyPatch) -> Hire:  # noqa: F8
     return hire
 
 
+@pytest.mark.slow
 async def test_an_agent_codes_and_the_factory_judges_its_diff(factory: Factory, hire: Hire) -> None:  # noqa: F811
     hire(f"cat > /tmp/prompt; grep -q 'Take the discount off' /tmp/prompt && {MEND}; echo 'The discount is taken off.'")
     outcome = await factory.run("shop-1")
@@ -63,6 +64,7 @@ async def test_an_agent_codes_and_the_factory_judges_its_diff(factory: Factory, 
     assert list((factory.home / "run/agents/hired/sessions").iterdir()) == []
 
 
+@pytest.mark.slow
 async def test_a_session_is_counted_and_kept(factory: Factory, hire: Hire) -> None:  # noqa: F811
     """OB3: one row in the ledger; the transcript stands beside the ticket's other papers, its secrets masked."""
     hire(f"echo sk-abcdefghijklmnopqrstuvwxyz; {MEND}", max_usd=0.5, budgets={"ticket_agents": 3, "ticket_usd": 2})

@@ -367,6 +367,7 @@ class TestWithAModel:
             ("I would rather talk about something else.", "no JSON object"),
         ],
     )
+    @pytest.mark.slow
     async def test_what_no_note_says_is_left_out(
         self, memory: Memory, model: ScriptedModel, said: str, reason: str
     ) -> None:

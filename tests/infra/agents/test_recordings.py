@@ -89,6 +89,7 @@ async def test_a_session_that_failed_says_whose_fault_it_was(kind: str, which: s
 
 
 @pytest.mark.parametrize("kind", ["claude-code", "codex", "mini-swe-agent"])
+@pytest.mark.slow
 async def test_a_killed_session_still_counts_what_it_used(kind: str, tmp_path: Path) -> None:
     """The stream has no totals then; the session's file has the answers."""
     report, _ = await played(tmp_path, kind, "hang", ending="exec sleep 60", max_seconds=2)

@@ -141,6 +141,7 @@ def storm(tmp_path: Path, processes: int, each: int, kills: int) -> int:
         return sum(json.loads(said)["degraded"] for said, _, _ in ended)
 
 
+@pytest.mark.slow
 def test_no_record_is_lost_or_doubled_when_the_owner_is_killed_again_and_again(tmp_path: Path) -> None:
     """M4."""
     storm(tmp_path, processes=4, each=4, kills=2)
@@ -172,6 +173,7 @@ def test_a_kill_between_any_two_steps_of_taking_in_changes_nothing(tmp_path: Pat
     owner.close()
 
 
+@pytest.mark.slow
 def test_an_index_that_was_spoiled_or_removed_is_made_anew_from_the_journal(tmp_path: Path) -> None:
     given = orders(tmp_path)
     with memory_of(given) as memory:
@@ -348,6 +350,7 @@ def test_a_search_in_any_language_is_answered(shared: Memory) -> None:
     assert any("😀" in each.point.record.text for each in answer.found)
 
 
+@pytest.mark.slow
 def test_a_spoiled_start_file_stops_nobody(tmp_path: Path) -> None:
     with memory_of(orders(tmp_path)) as memory:
         memory.record(record("Something to know about the shop"))
