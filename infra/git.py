@@ -349,6 +349,9 @@ class Mirror:
         files = self.changed(base, head)
         lines = sum(f.added + f.removed for f in files)
         found = [sentence for f in files for sentence in _file_violations(f, protected_paths)]
+        for file in files:
+            if file.binary and file.status != "deleted" and b"\0" not in (self.read(head, file.path) or b"\0")[:8000]:
+                found.append(f"{file.path!r} is text whose lines git does not count (over 4 MiB, or by an attribute).")
         if len(files) > max_files:
             found.append(f"The change touches {len(files)} files, more than the {max_files} allowed.")
         if lines > max_lines:

@@ -70,12 +70,16 @@ def database_url(postgres_url: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def prefect_url(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def prefect_url(
+    postgres_url: str, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Iterator[str]:
     """`http://…/api` of a running Prefect server with a database of its own, for all runs of this test process."""
     _execute(postgres_url, "create database {}", "prefect_tests")
     home = tmp_path_factory.mktemp("prefect")
     settings = Settings(home=home, database_url=_named(postgres_url, "prefect_tests"))
     port, log = free_port(), home / "server.log"
+    left_open = rf"ignore:unclosed <socket.*raddr=\('{HOST}', {port}\):ResourceWarning"  # by Prefect's own clients
+    pytestconfig.addinivalue_line("filterwarnings", left_open)
     server = start_server(settings, port, log, ["--no-ui", "--no-scheduler", "--no-late-runs"])
     try:
         url = f"http://{HOST}:{port}/api"

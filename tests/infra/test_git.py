@@ -316,6 +316,17 @@ def test_each_forbidden_change_is_a_violation(
     assert words in found[0]
 
 
+def test_text_that_git_takes_for_binary_does_not_pass_uncounted(
+    source: Path, tmp_path: Path, mirror: Mirror, sha: str
+) -> None:
+    (source / "large.py").write_text("x = 1\n" * 800_000)
+    (source / "picture.png").write_bytes(b"\x89PNG\0\0" * 100)
+    head = commit_all(source)
+    Mirror.open(tmp_path / "mirrors", "project", str(source))
+    (found,) = mirror.violations(sha, head, protected_paths=[], **EVERYTHING)
+    assert "'large.py' is text whose lines git does not count" in found
+
+
 def test_an_ordinary_change_is_no_violation(source: Path, tmp_path: Path, mirror: Mirror, sha: str) -> None:
     (source / "app.py").write_text("print('bye')\n")
     head = commit_all(source)
