@@ -162,9 +162,7 @@ def costs(
 
     with _reserved_stdout() as out:
         found = take_costs(_settings(), by, parse_since(since, datetime.now(UTC)))
-        if as_json:
-            return _print_json(out, found.model_dump(mode="json"))
-        return _print(out, costs_view(found))
+        return _answer(out, as_json, found, costs_view)
 
 
 @app.command()
@@ -330,9 +328,7 @@ def calibrate(
 
     with _reserved_stdout() as out:
         made = calibrate_now(_settings(), dry_run)
-        if as_json:
-            return _print_json(out, made.model_dump(mode="json"))
-        return _print(out, calibration_view(made))
+        return _answer(out, as_json, made, calibration_view)
 
 
 corpus_app = typer.Typer(help="Training examples that accepted runs left; without a command: how many.")
@@ -380,9 +376,7 @@ def memory_search(
 
     with _reserved_stdout() as out:
         answer = memory.find(_settings(), text, repo, limit)
-        if as_json:
-            return _print_json(out, answer.model_dump(mode="json"))
-        return _print(out, memory.answer_table(answer))
+        return _answer(out, as_json, answer, memory.answer_table)
 
 
 @memory_app.command("show")
@@ -394,9 +388,7 @@ def memory_show(
 
     with _reserved_stdout() as out:
         found = memory.point(_settings(), point)
-        if as_json:
-            return _print_json(out, found.model_dump(mode="json"))
-        return _print(out, memory.point_view(found))
+        return _answer(out, as_json, found, memory.point_view)
 
 
 @memory_app.command("rebuild")
@@ -473,9 +465,7 @@ def repair_status(as_json: Json = False) -> int:
 
     with _reserved_stdout() as out:
         status = repair.take_status(_settings())
-        if as_json:
-            return _print_json(out, status.model_dump(mode="json"))
-        return _print(out, repair.status_view(status))
+        return _answer(out, as_json, status, repair.status_view)
 
 
 @repair_app.command("approve")
@@ -545,9 +535,7 @@ def housekeeping_list(as_json: Json = False) -> int:
 
     with _reserved_stdout() as out:
         overview = housekeeping.take_overview(_settings())
-        if as_json:
-            return _print_json(out, overview.model_dump(mode="json"))
-        return _print(out, housekeeping.overview_table(overview))
+        return _answer(out, as_json, overview, housekeeping.overview_table)
 
 
 @housekeeping_app.command("run")
@@ -726,9 +714,7 @@ def lessons_show(
 
     with _reserved_stdout() as out:
         found = lessons.one(_settings(), correction)
-        if as_json:
-            return _print_json(out, found.model_dump(mode="json"))
-        return _print(out, lessons.correction_view(found))
+        return _answer(out, as_json, found, lessons.correction_view)
 
 
 @lessons_app.command("retire")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import atexit
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Literal
@@ -12,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from deployments.engine import choose_engine
+from deployments.here import bring_up, run_flow
 from infra.errors import ConfigError
 from infra.git import clone_branch, refuse_other_folder
 from infra.llm import Frozen
@@ -48,23 +47,11 @@ def work(settings: Settings, order: Order, verbose: bool) -> Built:
     into = order.into.expanduser().absolute() if order.into else None
     if into is not None:
         refuse_other_folder(into, settings.root / "forge" / specification.name / "repo.git")
-    atexit.register(engine.stop)  # as in `deployments.running`
-    engine.start()
-    engine.wait()
-    built = _run_flow(specification, order, verbose)
+    bring_up(engine)
+    built = run_flow(_build(specification, order, verbose))
     if into is not None and built.branch is not None:
         clone_branch(Path(built.repository), built.branch, into)
     return built
-
-
-def _run_flow(specification: Specification, order: Order, verbose: bool) -> Built:
-    """Prefect takes SIGTERM over while a flow runs and raises a signal of its own, which is our interruption."""
-    from prefect.exceptions import TerminationSignal
-
-    try:
-        return asyncio.run(_build(specification, order, verbose))
-    except TerminationSignal:
-        raise KeyboardInterrupt from None
 
 
 async def _build(specification: Specification, order: Order, verbose: bool) -> Built:

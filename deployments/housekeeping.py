@@ -11,8 +11,9 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from deployments.definitions import CHORE_FLOWS
+from deployments.engine import choose_engine
+from deployments.here import bring_up, run_flow
 from deployments.tables import table_of
-from deployments.tending import _run, _start_engine
 from infra.chores import CHORES
 from infra.database import open_database
 from infra.errors import ConfigError
@@ -72,12 +73,12 @@ def run_now(settings: Settings, chore: str, repository: str | None, dry_run: boo
         raise ConfigError(f"there is no chore {chore!r}{hint}; known: {', '.join(CHORES)}")
     if not settings.housekeeping.enabled and not dry_run:
         raise ConfigError("housekeeping is off; set `housekeeping.enabled: true` in factory.yaml, or try --dry-run")
-    _start_engine(settings, verbose)
+    bring_up(choose_engine(settings, verbose))
     module, _, name = CHORE_FLOWS.get(chore, "flows.backlog.find_work").rpartition(".")
     flow = getattr(importlib.import_module(module), name)
     named = {} if chore in CHORE_FLOWS else {"chore": chore}
 
-    swept: tuple[Swept, ...] = _run(flow(**named, repository=repository, dry_run=dry_run))
+    swept: tuple[Swept, ...] = run_flow(flow(**named, repository=repository, dry_run=dry_run))
     return swept
 
 

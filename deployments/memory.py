@@ -3,15 +3,13 @@ and forgetting."""
 
 from __future__ import annotations
 
-import asyncio
-import atexit
-from collections.abc import Coroutine
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from deployments.engine import choose_engine
+from deployments.here import bring_up, run_flow
 from deployments.tables import table_of
 from infra.errors import ConfigError, Unreachable
 from infra.memory import Answer, Point, Wanted
@@ -57,22 +55,10 @@ def rebuild(settings: Settings) -> int:
 def consolidate(settings: Settings, dry_run: bool, verbose: bool) -> Consolidated:
     """Run the flow here. Raises FactoryError."""
     _opened(settings)
-    engine = choose_engine(settings, verbose)
-    atexit.register(engine.stop)
-    engine.start()
-    engine.wait()
-    from prefect.exceptions import TerminationSignal
-
+    bring_up(choose_engine(settings, verbose))
     from flows.memory import consolidate_memory
 
-    try:
-        return asyncio.run(_whole(consolidate_memory(dry_run)))
-    except TerminationSignal:  # Prefect takes SIGTERM over while a flow runs
-        raise KeyboardInterrupt from None
-
-
-async def _whole(flow: Coroutine[object, object, Consolidated]) -> Consolidated:
-    return await flow
+    return run_flow(consolidate_memory(dry_run))
 
 
 def revert(settings: Settings, name: str) -> Plan:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import getpass
 import json
 import secrets
@@ -17,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from deployments.engine import Engine, choose_engine
+from deployments.here import bring_up, only_repository, run_flow
 from deployments.tables import table_of
-from deployments.tending import _only_repository, _run
 from infra.errors import ConfigError
 from infra.llm import Frozen
 from infra.playbooks import PlaybookRun
@@ -152,8 +151,8 @@ def _decide(engine: Engine, run: PlaybookRun, approved: bool) -> Ran:
     from tasks.playbooks import ran
 
     decide(run.id, approved, person())
-    _up(engine)
-    return ran(run.id) if _run(resume_suspended(run, approved, person())) else _run(_go_on(run.id))
+    bring_up(engine)
+    return ran(run.id) if run_flow(resume_suspended(run, approved, person())) else run_flow(_go_on(run.id))
 
 
 def disable(settings: Settings, name: str, repository: str | None, reason: str) -> Shown:
@@ -184,8 +183,8 @@ def run(settings: Settings, name: str, repository: str | None, given: Sequence[s
 
     pinned = _pinned(settings, repository)
     begun = begin(pinned, find_playbook(pinned, name), parameters(given))
-    _up(engine)
-    return _run(_go_on(begun.id))
+    bring_up(engine)
+    return run_flow(_go_on(begun.id))
 
 
 def resume(settings: Settings, run_id: str, verbose: bool) -> Ran:
@@ -194,8 +193,8 @@ def resume(settings: Settings, run_id: str, verbose: bool) -> Ran:
     from tasks import services
 
     services.playbooks().run(run_id)
-    _up(engine)
-    return _run(_go_on(run_id))
+    bring_up(engine)
+    return run_flow(_go_on(run_id))
 
 
 def settle(settings: Settings, run_id: str, how: str, verbose: bool) -> Ran:
@@ -204,8 +203,8 @@ def settle(settings: Settings, run_id: str, how: str, verbose: bool) -> Ran:
     from tasks.playbooks import settle as say
 
     say(run_id, how)
-    _up(engine)
-    return _run(_go_on(run_id))
+    bring_up(engine)
+    return run_flow(_go_on(run_id))
 
 
 async def _go_on(run_id: str) -> Ran:
@@ -226,13 +225,7 @@ def _pinned(settings: Settings, repository: str | None) -> Repository:
         choose_engine(settings)
     from tasks.intake import named_repository, pin
 
-    return pin(*named_repository(repository or _only_repository(settings)))
-
-
-def _up(engine: Engine) -> None:
-    atexit.register(engine.stop)
-    engine.start()
-    engine.wait()
+    return pin(*named_repository(repository or only_repository(settings)))
 
 
 def person() -> str:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from deployments.engine import choose_engine
+from deployments.here import bring_up, run_flow
 from deployments.tables import table_of
-from deployments.tending import _run, _start_engine
 from infra.database import Database, open_database
 from infra.errors import ConfigError, FactoryError
 from infra.llm import Frozen
@@ -150,7 +151,7 @@ def repair_now(settings: Settings, verbose: bool) -> Repaired:
     """Look once, and work here what is due. Raises FactoryError, ConfigError while repairs are off."""
     if not settings.repair.enabled:
         raise ConfigError("repairs are off; set `repair.enabled: true` in factory.yaml")
-    _start_engine(settings, verbose)
+    bring_up(choose_engine(settings, verbose))
     from flows.repair import repair_here
 
-    return _run(repair_here())
+    return run_flow(repair_here())

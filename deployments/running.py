@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from deployments.engine import choose_engine
+from deployments.here import run_flow
 from infra.llm import ModelClient
 from infra.llm.opening import open_model, plain_settings
 from infra.settings import Settings
@@ -28,24 +29,12 @@ def work(settings: Settings, ticket: str, repository: str | None, verbose: bool,
     find_repository(find_ticket(ticket, board), repository)
     settings = plain_settings(settings, next(iter(settings.of_level("usual").values())))
     model = _open_model(settings)
-    atexit.register(
-        engine.stop
-    )  # not sooner: at exit Prefect hands in its last logs and waits a minute for a dead server
+    atexit.register(engine.stop)  # as `bring_up` does
     engine.start()
     if settings.model == "embedded":
         asyncio.run(model.check())  # loads the weights while Prefect's server starts
     engine.wait()
-    return _run_flow(ticket, repository, verbose, board)
-
-
-def _run_flow(ticket: str, repository: str | None, verbose: bool, board: str) -> Outcome:
-    """Prefect takes SIGTERM over while a flow runs and raises a signal of its own, which is our interruption."""
-    from prefect.exceptions import TerminationSignal
-
-    try:
-        return asyncio.run(_work(ticket, repository, verbose, board))
-    except TerminationSignal:
-        raise KeyboardInterrupt from None
+    return run_flow(_work(ticket, repository, verbose, board))
 
 
 async def _work(ticket: str, repository: str | None, verbose: bool, board: str) -> Outcome:
