@@ -11,7 +11,7 @@ import re
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any, TypeGuard
 from urllib.parse import quote, urlsplit
 
@@ -19,7 +19,9 @@ import requests
 from github import Auth, Github
 
 from infra.boards import Comment
+from infra.boards.limits import Allowance
 from infra.boards.markers import seal, unseal
+from infra.boards.payloads import dig, moment, one_line
 from infra.errors import (
     AuthFailed,
     BrokenPagination,
@@ -30,7 +32,8 @@ from infra.errors import (
     UnexpectedStatus,
     Unreachable,
 )
-from infra.reset_times import after_seconds, from_epoch
+from infra.etags import Etags, Kept
+from infra.reset_times import from_epoch, retry_after
 
 Payload = dict[str, Any]
 
@@ -42,6 +45,8 @@ _LONGEST_TITLE = 256
 _LONGEST_TEXT = 60_000
 _SECONDARY_LIMIT = timedelta(minutes=1)
 """The least wait when GitHub names none and its hourly budget is not what is used up, says its documentation."""
+_LIMIT = re.compile(r"rate limit|abuse detection", re.IGNORECASE)
+"""Older servers call the secondary limit by the second name."""
 _NEXT = re.compile(r'<([^<>]*)>\s*;\s*rel="?next"?')
 
 
@@ -64,15 +69,16 @@ class _Forbidden(AuthFailed):
 class GitHub:
     """Requests to the repository `project` (`owner/name`). Nothing is retried and nothing sleeps.
 
+    What was read before is kept in the folder `answers` and only confirmed, which costs nothing of the hourly budget (TR4).
     Raises what `infra.boards.Board` names, and `Refused` and `Missing`.
     """
 
-    def __init__(self, project: str, url: str, token: str) -> None:
+    def __init__(self, project: str, url: str, token: str, answers: Path | None = None) -> None:
         self.project = project
         self.token = token
         self.root = f"/repos/{project}"
-        self.remaining_requests: int | None = None
-        """How many requests GitHub said it will still take in its current hour, or None when it did not say (TR4)."""
+        self._etags = Etags(answers) if answers else None
+        self._allowance = Allowance("GitHub")
         self._url = _checked_url(url)
         self._requester = Github(
             base_url=self._url,
@@ -118,7 +124,7 @@ class GitHub:
     def redirect(self, path: str) -> str:
         """Where GitHub sends those who download: an address that opens the file for a minute, to anybody."""
         asked = f"GET {path}"
-        status, headers, text = self._sent("GET", path, None, {}, asked)
+        status, headers, text = self._sent("GET", path, None, {}, asked, {})
         target = headers.get("location", "")
         if status != 302:
             raise self._error(status, headers, text, asked)
@@ -170,20 +176,37 @@ class GitHub:
         self, method: str, target: str, payload: Payload | None, query: dict[str, str]
     ) -> tuple[dict[str, str], Any]:
         asked = f"{method} {urlsplit(target).path}"
-        status, headers, text = self._sent(method, target, payload, query, asked)
-        said = headers.get("x-ratelimit-remaining", "").strip()
-        if re.fullmatch(r"[0-9]{1,9}", said):
-            self.remaining_requests = int(said)
+        place = "\0".join(
+            (self._url, self.token, target, *(f"{name}={value}" for name, value in sorted(query.items())))
+        )
+        etags = self._etags if method == "GET" else None
+        kept = etags.get(place) if etags else None
+        known = {"If-None-Match": kept.etag} if kept else {}
+        status, headers, text = self._sent(method, target, payload, query, asked, known)
+        if status == 304 and kept:
+            return {"link": kept.link}, _parsed(kept.text, asked)
         if not 200 <= status < 300:
             raise self._error(status, headers, text, asked)
-        return headers, _parsed(text, asked)
+        answer = _parsed(text, asked)
+        if etags and "etag" in headers:
+            etags.put(place, Kept(etag=headers["etag"], link=headers.get("link", ""), text=text))
+        return headers, answer
 
     def _sent(
-        self, method: str, target: str, payload: Payload | None, query: dict[str, str], asked: str
+        self,
+        method: str,
+        target: str,
+        payload: Payload | None,
+        query: dict[str, str],
+        asked: str,
+        headers: dict[str, str],
     ) -> tuple[int, dict[str, str], str]:
         try:
             with self._turn:
-                return self._requester.requestJson(method, target, query, None, payload)
+                self._allowance.check()
+                answer = self._requester.requestJson(method, target, query, headers, payload)
+                self._allowance.note(answer[1].get("x-ratelimit-remaining"), _budget_reset(answer[1]))
+                return answer
         except requests.exceptions.ContentDecodingError as error:
             raise ProviderFault(f"GitHub's answer to {asked} is damaged; try again later") from error
         except requests.exceptions.RequestException as error:
@@ -239,11 +262,23 @@ class Conversation:
         """Write, or replace in place, our comment with `marker`; the same text again writes nothing."""
         site = self._site
         sealed = seal(site.token, self._key, marker, sendable(body))
-        old = next(((number, comment) for number, comment in self._read() if comment.marker == marker), None)
-        if old is None:
+        ours = self._ours(marker)
+        if not ours:
             site.ask("POST", f"{site.root}/issues/{self._number}/comments", {"body": sealed})
-        elif old[1].body != unseal(site.token, self._key, sealed)[0]:
-            site.ask("PATCH", f"{site.root}/issues/comments/{old[0]}", {"body": sealed})
+            ours = self._ours(marker)  # another process may have written it in the same moment
+        elif ours[0][1].body != unseal(site.token, self._key, sealed)[0]:
+            site.ask("PATCH", f"{site.root}/issues/comments/{ours[0][0]}", {"body": sealed})
+        for number, _ in ours[1:]:
+            self._remove(number)
+
+    def _ours(self, marker: str) -> list[tuple[int, Comment]]:
+        return [(number, comment) for number, comment in self._read() if comment.marker == marker]
+
+    def _remove(self, number: int) -> None:
+        try:
+            self._site.ask("DELETE", f"{self._site.root}/issues/comments/{number}")
+        except Missing:  # the other process was faster
+            return
 
     def _read(self) -> list[tuple[int, Comment]]:
         found = {}
@@ -274,13 +309,6 @@ def segment(name: str) -> str:
     return quote(name, safe="")
 
 
-def dig(value: object, *names: str) -> Any:
-    """What objects within objects hold under `names`, or None."""
-    for name in names:
-        value = value.get(name) if isinstance(value, dict) else None
-    return value
-
-
 def is_member(record: object) -> bool:
     """Whether the author of a comment or review belongs to the repository, says GitHub."""
     return dig(record, "author_association") in ("OWNER", "MEMBER", "COLLABORATOR")
@@ -294,21 +322,6 @@ def plain(value: object) -> str:
     """A text as it is, without what no database takes (NUL, half characters) and with one kind of line end; else ''."""
     text = value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
     return text.replace("\0", "").replace("\r\n", "\n")
-
-
-def one_line(value: object) -> str | None:
-    """A text without line breaks and control characters; None when nothing is left."""
-    line = "".join(c if c.isprintable() else " " for c in plain(value))
-    return " ".join(line.split()) or None
-
-
-def moment(value: object) -> datetime | None:
-    """A time of GitHub, aware, in UTC."""
-    try:
-        found = datetime.fromisoformat(value) if isinstance(value, str) else None
-        return found.astimezone(UTC) if found and found.tzinfo else None
-    except (ValueError, OverflowError):
-        return None
 
 
 def sendable(text: str) -> str:
@@ -375,26 +388,20 @@ def _detail(error: object) -> str:
 
 def _is_limit(headers: dict[str, str], words: str) -> bool:
     spent = headers.get("x-ratelimit-remaining", "").strip() == "0"
-    return spent or "retry-after" in headers or "rate limit" in words.lower()
+    return spent or "retry-after" in headers or bool(_LIMIT.search(words))
 
 
 def _reset_at(headers: dict[str, str]) -> datetime | None:
-    """Retry-After (seconds or a date); else when the budget is used up its X-RateLimit-Reset; else in a minute."""
+    """Retry-After; else when the budget is used up its X-RateLimit-Reset; else in a minute."""
     now = datetime.now(UTC)
-    after = headers.get("retry-after", "").strip()
-    if re.fullmatch(r"[0-9]{1,9}", after):
-        return after_seconds(int(after), now)
-    if after:
-        return _http_date(after)
-    reset = headers.get("x-ratelimit-reset", "").strip()
+    if "retry-after" in headers:
+        return retry_after(headers["retry-after"], now)
     if headers.get("x-ratelimit-remaining", "0").strip() == "0":
-        return from_epoch(int(reset), now) if re.fullmatch(r"[0-9]{1,13}", reset) else None
+        return _budget_reset(headers)
     return now + _SECONDARY_LIMIT
 
 
-def _http_date(value: str) -> datetime | None:
-    try:
-        found = parsedate_to_datetime(value)
-    except (ValueError, OverflowError):
-        return None
-    return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+def _budget_reset(headers: dict[str, str]) -> datetime | None:
+    """When the hour of the budget ends: X-RateLimit-Reset, a Unix time."""
+    reset = headers.get("x-ratelimit-reset", "").strip()
+    return from_epoch(int(reset), datetime.now(UTC)) if re.fullmatch(r"[0-9]{1,13}", reset) else None

@@ -75,6 +75,23 @@ def after_seconds(value: object, now: datetime) -> datetime | None:
     return now.astimezone(UTC) + timedelta(seconds=value)
 
 
+def retry_after(text: str | None, now: datetime) -> datetime | None:
+    """The moment that a `Retry-After` header names, as seconds or as an HTTP date, under the bounds of `parse_reset`."""
+    text = (text or "").strip()
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
+        return after_seconds(float(text), now)
+    try:
+        found = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    return soon(found if found.tzinfo else found.replace(tzinfo=UTC), now)
+
+
+def soon(moment: datetime, now: datetime) -> datetime | None:
+    """An aware moment under the bounds of `parse_reset`; None for one outside of them."""
+    return _first(iter([moment.astimezone(UTC)]), now)
+
+
 def _first(moments: Iterator[datetime], now: datetime) -> datetime | None:
     """The earliest that is not past; None when that one is too far away."""
     moment = min((moment for moment in moments if moment >= now - JUST_NOW), default=None)

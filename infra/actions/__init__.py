@@ -16,8 +16,9 @@ from datetime import datetime
 from pathlib import Path
 
 from infra.actions.archive import check_digest, fetch
+from infra.boards.payloads import dig, moment, one_line
 from infra.errors import ConfigError, LimitReached, ProviderFault, UnexpectedStatus
-from infra.github import GitHub, Missing, Payload, Refused, _Forbidden, dig, is_number, moment, one_line
+from infra.github import GitHub, Missing, Payload, Refused, _Forbidden, is_number
 from infra.llm import Frozen
 from infra.sections import ActionsSection
 

@@ -31,7 +31,7 @@ import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,8 +39,10 @@ from pathlib import Path
 import yaml
 
 from infra.boards import Comment, Ticket
+from infra.boards.payloads import one_line
 from infra.errors import ConfigError
 from infra.files import write_atomically
+from infra.git import file_lock
 from infra.sections import AnyBoard
 
 AUTHOR = "darkfactory"
@@ -54,6 +56,7 @@ _PRIORITIES = {"urgent": 1, "high": 2, "medium": 3, "low": 4, "1": 1, "2": 2, "3
 
 _log = logging.getLogger(__name__)
 _FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.S | re.M)
+_PLAIN_STATE = re.compile(r"^state:[ \t]+([A-Za-z][\w -]*?)[ \t]*\r?$", re.M)
 _HEADING = re.compile(r"^#[ \t]+(\S[^\r\n]*)", re.M)
 _COMMENT_HEADING = re.compile(r"### (?P<author>[^\n]{1,100}?), (?P<at>\d{4}-\d\d-\d\d[0-9T:.+Z \-]{0,25})\s*")
 _MARKER = re.compile(r"<!-- df:(?P<marker>[^\s]{1,200}) (?P<signature>[0-9a-f]{16}) -->\s*")
@@ -98,7 +101,7 @@ class FolderBoard:
             return []
         wanted = {state.strip().casefold() for state in states}
         required = {" ".join(label.split()).casefold() for label in self._section.required_labels}
-        found = [t for t in self._readable() if t.state.casefold() in wanted and required <= set(t.labels)]
+        found = [t for t in self._readable(wanted) if t.state.casefold() in wanted and required <= set(t.labels)]
         return [self._unblocked(ticket) for ticket in found]
 
     def tickets_by_keys(self, keys: list[str]) -> list[Ticket]:
@@ -119,21 +122,18 @@ class FolderBoard:
     def move(self, key: str, state: str) -> None:
         """Set the ticket's state; nothing else in the file changes. Raises ConfigError."""
         self._require(key)
-        text = self._text(key)
-        if _parse(key, text, self.path, self._signed).state == state:
-            return
-        moved = _with_state(text, state)
-        if _parse(key, moved, self.path, self._signed).state != state:
-            raise ConfigError(
-                f"{self._place(key)}: the state cannot be set to {state!r}; write it as one line `state: …`"
-            )
-        self._write(key, moved)
+        with self._alone():
+            self._set(key, "state", state, yaml.safe_dump(state, allow_unicode=True, width=1000).removesuffix("...\n"))
 
     def comment(self, key: str, body: str, marker: str) -> None:
         """Write, or replace in place, the comment with `marker`. The same body again changes nothing."""
         if not re.fullmatch(r"[A-Za-z0-9._:/@-]{1,200}", marker):
             raise ConfigError(f"comment marker {marker!r} is not usable; use letters, digits and . _ : / @ - only")
         self._require(key)
+        with self._alone():
+            self._comment(key, body, marker)
+
+    def _comment(self, key: str, body: str, marker: str) -> None:
         text = self._text(key)
         newline = "\r\n" if "\r\n" in text else "\n"
         lines = text.splitlines(keepends=True)
@@ -151,30 +151,50 @@ class FolderBoard:
     def label(self, key: str, add: Sequence[str] = (), remove: Sequence[str] = ()) -> None:
         """Add and remove labels; nothing else in the file changes. Raises ConfigError."""
         self._require(key)
+        with self._alone():
+            gone = set(_labels(remove)) - set(_labels(add))
+            kept = [label for label in self._read(key).labels if label not in gone]
+            wanted = tuple(dict.fromkeys([*kept, *_labels(add)]))
+            flow = yaml.safe_dump(list(wanted), default_flow_style=True, allow_unicode=True, width=10_000)
+            self._set(key, "labels", wanted, flow)
+
+    def _set(self, key: str, name: str, wanted: object, value: str) -> None:
+        """Write another value (YAML) of one field, if the file then says that and nothing else."""
         text = self._text(key)
-        labels = _parse(key, text, self.path, self._signed).labels
-        gone = {label.strip().lower() for label in remove}
-        wanted = [*(label for label in labels if label not in gone), *(label.strip().lower() for label in add)]
-        if tuple(dict.fromkeys(wanted)) != labels:
-            flow = yaml.safe_dump(
-                list(dict.fromkeys(wanted)), default_flow_style=True, allow_unicode=True, width=10_000
+        before = _parse(key, text, self.path, self._signed)
+        after = before.model_copy(update={name: wanted})
+        if after == before:
+            return
+        changed = _with_field(text, name, value.strip())
+        try:
+            safe = _parse(key, changed, self.path, self._signed) == after
+        except ConfigError:
+            safe = False
+        if not safe:
+            raise ConfigError(
+                f"{self._place(key)}: `{name}` cannot be set to {wanted!r}; write it as one line `{name}: …`"
             )
-            self._write(key, _with_field(text, "labels", flow.strip()))
+        self._write(key, changed)
 
     def create(
         self, title: str, body: str, *, marker: str, labels: Sequence[str] = (), priority: int | None = None
     ) -> Ticket:
         """A new file whose name is made from title and marker, or the one that is there already. Raises ConfigError."""
+        self._keys()
+        with self._alone():
+            return self._created(title, body, marker, labels, priority)
+
+    def _created(self, title: str, body: str, marker: str, labels: Sequence[str], priority: int | None) -> Ticket:
         digest = hashlib.sha256(marker.encode()).hexdigest()[:12]
         key = f"{re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-')[:60].rstrip('-') or 'ticket'}-{digest}"
         known = next((k for k in self._keys() if k.endswith(f"-{digest}")), None)
         if known is None:
             front: dict[str, object] = {
-                "title": " ".join(title.split()),
+                "title": one_line(title) or "Untitled",
                 "state": self._section.states.queue[0],
                 "author": AUTHOR,
             }
-            front |= {"labels": list(labels)} if labels else {}
+            front |= {"labels": _labels(labels)} if labels else {}
             front |= {"priority": priority} if priority else {}
             head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=10_000)
             self._write(key, f"---\n{head}---\n{_harmless(body).replace(_SECTION, '')}\n")
@@ -186,7 +206,7 @@ class FolderBoard:
 
     def _is_closed(self, key: str) -> bool:
         try:
-            return key in self._keys() and self._read(key).closed
+            return _is_ticket(f"{key}.md") and self._read(key).closed
         except ConfigError:
             return False
 
@@ -195,12 +215,15 @@ class FolderBoard:
         mark = f"<!-- df:{marker} {_signature(self._key(), key, marker)} -->"
         return [line + newline for line in (f"### {AUTHOR}, {now}", mark, *body.split("\n"), _END)]
 
-    def _readable(self) -> Iterator[Ticket]:
+    def _readable(self, wanted: set[str]) -> Iterator[Ticket]:
+        """Those that can be read, without most that are in none of the wanted states: YAML takes its time."""
         for key in self._keys():
             try:
-                yield self._read(key)
+                state = _plain_state(self._text(key))
+                if state is None or state.casefold() in wanted:
+                    yield self._read(key)
             except ConfigError as error:
-                _log.warning("ticket=%s outcome=dropped reason=%r", ascii(key), str(error))
+                _log.warning("board=%s ticket=%s outcome=dropped reason=%r", ascii(self.name), ascii(key), str(error))
 
     def _keys(self) -> list[str]:
         try:
@@ -209,7 +232,7 @@ class FolderBoard:
             raise ConfigError(
                 f"the board {str(self.path)!r} cannot be listed ({error.strerror}); create it or set `board`"
             ) from error
-        return [n[:-3] for n in names if n.endswith(".md") and not n.startswith(".") and n.lower() != "readme.md"]
+        return [name.removesuffix(".md") for name in names if _is_ticket(name)]
 
     def _require(self, key: str) -> None:
         keys = self._keys()
@@ -252,7 +275,22 @@ class FolderBoard:
             raise ConfigError(f"{place} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
 
     def _write(self, key: str, text: str) -> None:
-        write_atomically(self.path / f"{key}.md", text.encode())
+        data = text.encode()
+        if len(data) > LARGEST_BYTES:
+            raise ConfigError(f"{self._place(key)} would be larger than {LARGEST_BYTES} bytes; shorten it")
+        write_atomically(self.path / f"{key}.md", data)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One writer at a time, of all processes: none takes back what another has just written."""
+        self._make_private_folder()
+        with file_lock(self._key_file.with_name("lock")):
+            yield
+
+    def _make_private_folder(self) -> None:
+        ignored = self._key_file.with_name(".gitignore")
+        if not ignored.exists():
+            write_atomically(ignored, b"*\n")
 
     def _signed(self, key: str, marker: str, signature: str) -> bool:
         if not self._key_file.exists():
@@ -266,7 +304,7 @@ class FolderBoard:
     def _key(self) -> bytes:
         """The board's own key, made at the first comment. Losing it makes the factory's old comments a person's."""
         if not self._key_file.exists():
-            write_atomically(self._key_file.with_name(".gitignore"), b"*\n")
+            self._make_private_folder()
             draft = self._key_file.with_name(f"key.{secrets.token_hex(6)}")
             write_atomically(draft, secrets.token_hex(32).encode(), mode=0o600)
             with suppress(FileExistsError):  # a racing process was first: its key stays
@@ -289,7 +327,7 @@ def _parse(key: str, text: str, folder: Path, signed: Signed) -> Ticket:
     body = _body(text)
     heading = _HEADING.search(body)
     title = _word(fields.get("title")) or (
-        heading.group(1).rstrip(" \t#") if heading and "title" not in fields else None
+        one_line(heading.group(1).rstrip(" \t#")) if heading and "title" not in fields else None
     )
     if not title:
         raise ConfigError(f"{str(path)!r} has no title; add `title: …` to its front matter or a first line `# …`")
@@ -300,10 +338,10 @@ def _parse(key: str, text: str, folder: Path, signed: Signed) -> Ticket:
         )
     return Ticket(
         key=key,
-        title=" ".join(title.split()),
-        body=body.strip(),
+        title=title,
+        body=_storable(body).strip(),
         state=state,
-        labels=tuple(dict.fromkeys(label.lower() for label in _words(fields.get("labels")))),
+        labels=tuple(_labels(_words(fields.get("labels")))),
         priority=_PRIORITIES.get((_word(fields.get("priority")) or "").lower()),
         author=_word(fields.get("author")),
         assignee=_word(fields.get("assignee")),
@@ -367,13 +405,30 @@ def _scalar(node: yaml.ScalarNode, shift: int) -> _Scalar:
 
 
 def _word(field: _Scalar | list[_Scalar] | None) -> str | None:
-    return (field.text.strip() or None) if isinstance(field, _Scalar) else None
+    return one_line(field.text) if isinstance(field, _Scalar) else None
 
 
 def _words(field: _Scalar | list[_Scalar] | None) -> list[str]:
     """A list, or one text with commas."""
     texts = field.text.split(",") if isinstance(field, _Scalar) else [item.text for item in field or []]
-    return [text.strip() for text in texts if text.strip()]
+    return [text for text in map(one_line, texts) if text]
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    """In one line each, lowercased, each once."""
+    return list(dict.fromkeys(name.lower() for name in map(one_line, names) if name))
+
+
+def _plain_state(text: str) -> str | None:
+    """The state, where it is written as people mostly do; else None, and YAML has to say."""
+    front = _FRONT_MATTER.match(text)
+    found = _PLAIN_STATE.findall(front.group(1)) if front else []
+    return found[0] if len(found) == 1 else None
+
+
+def _is_ticket(name: str) -> bool:
+    """Whether a file of this name in the board's folder is a ticket."""
+    return name.endswith(".md") and not name.startswith(".") and name.lower() != "readme.md" and "/" not in name
 
 
 def _time(text: str | None) -> datetime | None:
@@ -423,7 +478,7 @@ def _factory_block(key: str, lines: list[str], start: int, signed: Signed, seen:
     while end < len(lines) and lines[end].rstrip() != _END and not _COMMENT_HEADING.fullmatch(lines[end]):
         end += 1
     closed = end < len(lines) and lines[end].rstrip() == _END
-    body = "".join(lines[start + 2 : end]).replace("\r\n", "\n").removesuffix("\n")
+    body = _storable("".join(lines[start + 2 : end])).replace("\r\n", "\n").removesuffix("\n")
     comment = Comment(author=AUTHOR, at=_time(heading["at"].strip()), body=body, marker=mark["marker"])
     return _Block(comment, start, end + closed)
 
@@ -434,7 +489,7 @@ def _person_block(lines: list[str], start: int) -> _Block:
     end = start + 1
     while end < len(lines) and not _COMMENT_HEADING.fullmatch(lines[end]):
         end += 1
-    body = "".join(lines[start + bool(heading) : end]).strip()
+    body = _storable("".join(lines[start + bool(heading) : end])).strip()
     author, at = (heading["author"], _time(heading["at"].strip())) if heading else ("unknown", None)
     return _Block(Comment(author=author, at=at, body=body), start, end)
 
@@ -449,16 +504,14 @@ def _separator(lines: list[str], newline: str) -> list[str]:
 
 def _harmless(body: str) -> str:
     """`body` as one comment that nothing in it can end, split or mark: it may quote a hostile ticket or a model."""
-    body = "\n".join(body.splitlines()).strip("\n").encode("utf-8", "replace").decode()
+    body = _storable("\n".join(body.splitlines()).strip("\n").encode("utf-8", "replace").decode())
     body = re.sub(r"<!--(?=\s*/?d(?:f|arkfactory)\b)", "&lt;!--", body)
     return re.sub(rf"^(?={_COMMENT_HEADING.pattern}$)", "\\\\", body, flags=re.M)
 
 
-def _with_state(text: str, state: str) -> str:
-    """The file with another state."""
-    return _with_field(
-        text, "state", yaml.safe_dump(state, allow_unicode=True, width=1000).removesuffix("...\n").strip()
-    )
+def _storable(text: str) -> str:
+    """Without NUL, which no database keeps."""
+    return text.replace("\0", "")
 
 
 def _with_field(text: str, name: str, value: str) -> str:

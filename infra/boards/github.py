@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from infra.boards import Ticket
 from infra.boards.markers import seal, unseal
+from infra.boards.payloads import dig, moment, one_line
 from infra.errors import AuthFailed, BrokenPagination, ConfigError, ProviderFault
 from infra.github import (
     Conversation,
@@ -20,10 +22,7 @@ from infra.github import (
     Missing,
     Payload,
     Refused,
-    dig,
     is_number,
-    moment,
-    one_line,
     plain,
     segment,
     sendable,
@@ -46,10 +45,10 @@ _log = logging.getLogger(__name__)
 class GitHubBoard:
     """The issues of one repository. Pull requests, which GitHub lists among them, are no tickets."""
 
-    def __init__(self, name: str, section: GitHubBoardSection) -> None:
+    def __init__(self, name: str, section: GitHubBoardSection, answers: Path | None = None) -> None:
         self.name = name
         self._section = section
-        self._site = GitHub(section.project, section.url, section.token.get_secret_value())
+        self._site = GitHub(section.project, section.url, section.token.get_secret_value(), answers)
         self._prefix = section.key_prefix or section.project.partition("/")[2]
         self._key = re.compile(rf"{re.escape(self._prefix)}-([1-9][0-9]{{0,14}})")
         states = section.states
@@ -57,18 +56,9 @@ class GitHubBoard:
         self._words = {_folded(word): word for word in words}
         self._closed = {_CLOSED, *map(_folded, states.closed)}
         self._labels_there: set[str] = set()
-        self._blockers: dict[int, tuple[object, tuple[str, ...]]] = {}
-
-    @property
-    def remaining_requests(self) -> int | None:
-        """How many requests GitHub said it will still take in its current hour, or None when it did not say (TR4)."""
-        return self._site.remaining_requests
 
     def tickets_in_states(self, states: list[str]) -> list[Ticket]:
-        """Open tickets in any of the states, by number; one request per state and 100 issues.
-
-        One more for a ticket with open blockers, when it or their number changed since they were read.
-        """
+        """Open tickets in any of the states, by number; one request per state and 100 issues, one more per blocked ticket."""
         wanted = {_folded(state) for state in states} - {""}
         required = {_folded(label): one_line(label) or "" for label in self._section.required_labels}
         if not wanted or "" in required:
@@ -222,7 +212,10 @@ class GitHubBoard:
         if not is_number(number) or not self._key.fullmatch(f"{self._prefix}-{number}"):
             raise ProviderFault(f"an issue has the unusable number {ascii(number)[:80]}; look at the repository")
         if self._is_elsewhere(record) or not title or state not in (_OPEN, _CLOSED):
-            raise ProviderFault(f"issue {number} of {self._section.project!r} is malformed; look at it on GitHub")
+            what = "title" if not title else "state" if state not in (_OPEN, _CLOSED) else "repository"
+            raise ProviderFault(
+                f"issue {number} of {self._section.project!r} has no usable {what}; look at it on GitHub"
+            )
         labels = tuple(dict.fromkeys(" ".join(name.lower().split()) for name in _names(record)))
         return Ticket(
             board=self.name,
@@ -245,15 +238,10 @@ class GitHubBoard:
         return next((word for state, word in self._words.items() if state in folded), _OPEN)
 
     def _with_blockers(self, ticket: Ticket, record: Payload) -> Ticket:
-        """Asks only when the issue says that open ones block it, and not again while it says the same (SM12, TR4)."""
-        summary, number = record.get("issue_dependencies_summary"), self._number(ticket.key)
-        count = dig(summary, "blocked_by")
-        if not is_number(count):
+        """Asks only when the issue says that open ones block it (SM12, TR4)."""
+        if not is_number(dig(record, "issue_dependencies_summary", "blocked_by")):
             return ticket
-        seen = (count, dig(summary, "total_blocked_by"), record.get("updated_at"))
-        if self._blockers.get(number, (None, ()))[0] != seen:
-            self._blockers[number] = (seen, self._open_blockers(number))
-        return ticket.model_copy(update={"blocked_by": self._blockers[number][1]})
+        return ticket.model_copy(update={"blocked_by": self._open_blockers(self._number(ticket.key))})
 
     def _open_blockers(self, number: int) -> tuple[str, ...]:
         path = f"{self._site.root}/issues/{number}/dependencies/blocked_by"

@@ -13,17 +13,17 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 
 from infra.boards import Comment, Ticket
 from infra.boards.adf import to_document, to_text
+from infra.boards.limits import Allowance
 from infra.boards.markers import signature
-from infra.boards.payloads import aware, dig, folded, items, moment, one_line
+from infra.boards.payloads import dig, folded, items, moment, one_line
 from infra.errors import (
     AuthFailed,
     BrokenPagination,
@@ -34,6 +34,7 @@ from infra.errors import (
     UnexpectedStatus,
     Unreachable,
 )
+from infra.reset_times import retry_after, soon
 from infra.sections import JiraBoardSection
 
 Payload = dict[str, Any]
@@ -75,11 +76,6 @@ class JiraBoard:
         self._closed = {state.casefold() for state in section.states.closed}
         self._key = re.compile(rf"{re.escape(section.project)}-[1-9][0-9]{{0,15}}")
 
-    @property
-    def remaining_requests(self) -> int | None:
-        """How many requests Jira said it will still take in its current window, or None when it did not say (TR4)."""
-        return self._site.remaining_requests
-
     def tickets_in_states(self, states: list[str]) -> list[Ticket]:
         """Open tickets in any of the states, by number; one request per 100. Raises ConfigError for a state Jira does not know."""
         wanted = {state.strip().casefold(): state.strip() for state in states if state.strip()}
@@ -112,11 +108,19 @@ class JiraBoard:
         path = f"{self._path(key)}/comment"
         document = to_document(_shortened(body))
         with self._named(key):
-            old = next((c for c in self._raw_comments(key) if self._marker(key, c) == marker), None)
-            if old is None:
+            ours = self._ours(key, marker)
+            if not ours:
                 self._site.ask("POST", path, self._sealed(key, document, marker))
-            elif to_text(old.get("body")) != to_text(document):
-                self._site.ask("PUT", f"{path}/{_number(old.get('id'))}", self._sealed(key, document, marker))
+                ours = self._ours(key, marker)  # another process may have written it in the same moment
+            elif to_text(ours[0].get("body")) != to_text(document):
+                self._site.ask("PUT", f"{path}/{_number(ours[0].get('id'))}", self._sealed(key, document, marker))
+            for twin in ours[1:]:
+                with suppress(_Missing, AuthFailed):  # the other process was faster, or the account may not
+                    self._site.ask("DELETE", f"{path}/{_number(twin.get('id'))}")
+
+    def _ours(self, key: str, marker: str) -> list[Payload]:
+        """The comments with the mark, oldest first."""
+        return [comment for comment in self._raw_comments(key) if self._marker(key, comment) == marker]
 
     def label(self, key: str, add: Sequence[str] = (), remove: Sequence[str] = ()) -> None:
         """Add and remove labels, compared without case. Raises ConfigError for one with spaces, which Jira cannot keep."""
@@ -187,8 +191,7 @@ class JiraBoard:
         answer = self._site.ask("POST", "/issue/bulkfetch", {"issueIdsOrKeys": keys, "fields": _FIELDS})
         if failed := answer.get("issueErrors"):  # never those that do not exist, says Jira's document
             raise ProviderFault(f"Jira failed to fetch some issues: {self._site.harmless(failed)}; read them again")
-        tickets = [self._ticket(issue) for issue in _list(answer, "issues") if not self._is_elsewhere(issue)]
-        return [ticket for ticket in tickets if ticket.key in keys]
+        return [self._ticket(issue) for issue in _list(answer, "issues") if not self._is_elsewhere(issue)]
 
     def _is_elsewhere(self, issue: object) -> bool:
         key = dig(issue, "key")
@@ -203,7 +206,7 @@ class JiraBoard:
             return []
 
     def _ticket(self, issue: object) -> Ticket:
-        """Raises ProviderFault when key, title or state is not usable; anything else that is not is left out (TR3)."""
+        """Raises ProviderFault when key, title, state or a blocker is not usable; anything else is left out (TR3)."""
         key, fields = dig(issue, "key"), dig(issue, "fields")
         if not isinstance(key, str) or not self._key.fullmatch(key):
             raise ProviderFault(f"an issue of Jira has the unusable key {ascii(key)[:80]}; look at the project in Jira")
@@ -221,18 +224,22 @@ class JiraBoard:
             priority=_PRIORITIES.get((one_line(dig(fields, "priority", "name")) or "").casefold()),
             author=one_line(dig(fields, "creator", "accountId")),
             assignee=one_line(dig(fields, "assignee", "accountId")),
-            blocked_by=self._blockers(fields),
+            blocked_by=self._blockers(issue),
             closed=self._is_closed(dig(fields, "status")),
             created_at=moment(dig(fields, "created")),
             updated_at=moment(dig(fields, "updated")),
             url=f"{self._section.url.rstrip('/')}/browse/{key}",
         )
 
-    def _blockers(self, fields: object) -> tuple[str, ...]:
+    def _blockers(self, issue: object) -> tuple[str, ...]:
         """Issues that block this one and are not done, those of other projects too (SM12)."""
-        links = [link for link in items(dig(fields, "issuelinks")) if dig(link, "type", "name") == "Blocks"]
-        inward = [dig(link, "inwardIssue") for link in links]
+        links = [link for link in items(dig(issue, "fields", "issuelinks")) if dig(link, "type", "name") == "Blocks"]
+        inward = [link["inwardIssue"] for link in links if link.get("inwardIssue") is not None]
         keys = [one_line(dig(x, "key")) for x in inward if not self._is_closed(dig(x, "fields", "status"))]
+        if None in keys:
+            raise ProviderFault(
+                f"a blocker of issue {dig(issue, 'key')!r} of Jira has no usable key; look at its links"
+            )
         return tuple(dict.fromkeys(key for key in keys if key))
 
     def _is_closed(self, status: object) -> bool:
@@ -262,7 +269,11 @@ class JiraBoard:
         page = self._site.ask("GET", path, None, **query)
         found = [*_list(page, "comments")]
         total = page.get("total")
-        while isinstance(total, int) and len(found) < total:
+        if not isinstance(total, int):
+            raise ProviderFault(
+                f"Jira does not say how many comments {key!r} has; check that `url` is a Jira Cloud site"
+            )
+        while len(found) < total:
             more = self._later("comments", "GET", path, None, **query, startAt=len(found))["comments"]
             if not more or len(found) >= _PAGE * _MOST_PAGES:
                 raise BrokenPagination(f"Jira says {key!r} has {total} comments, shows {len(found)}; read it again")
@@ -379,7 +390,7 @@ class _Site:
     """Requests to one Jira site, each on a connection of its own; the one place where its errors are translated."""
 
     def __init__(self, url: str, email: str, token: str) -> None:
-        self.remaining_requests: int | None = None
+        self._allowance = Allowance("Jira")
         credentials = base64.b64encode(f"{email}:{token}".encode()).decode()
         self._secrets = [secret for secret in (credentials, token, email) if secret]
         try:
@@ -398,6 +409,7 @@ class _Site:
         """The JSON object of the answer; {} for 204. Raises what the board protocol names, and the private ones above."""
         headers = {"Accept": "application/json"} | ({"Content-Type": "application/json"} if payload is not None else {})
         content = None if payload is None else json.dumps(payload).encode()
+        self._allowance.check()
         try:
             answer = self._http.request(method, path, params=query or None, content=content, headers=headers)
         except httpx.UnsupportedProtocol as error:
@@ -409,7 +421,7 @@ class _Site:
         except httpx.TransportError as error:
             why = type(error).__name__
             raise Unreachable(f"Jira did not answer {method} {path} ({why}); check the network and `url`") from error
-        self._note_budget(answer)
+        self._allowance.note(answer.headers.get("X-RateLimit-Remaining"), _window_end(answer.headers))
         self._check(answer, f"{method} {path}")
         return {} if answer.status_code == httpx.codes.NO_CONTENT else _object(answer, f"{method} {path}")
 
@@ -419,11 +431,6 @@ class _Site:
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return (one_line(text) or "no reason given")[:300]
-
-    def _note_budget(self, answer: httpx.Response) -> None:
-        said = answer.headers.get("X-RateLimit-Remaining", "").strip()
-        if re.fullmatch(r"[0-9]{1,15}", said):
-            self.remaining_requests = int(said)
 
     def _check(self, answer: httpx.Response, asked: str) -> None:
         """Nothing, for a success. An expired token is not always a 401: Jira may answer as to a stranger, with nothing."""
@@ -474,14 +481,14 @@ def _reasons(answer: httpx.Response) -> str:
 
 
 def _reset_at(headers: httpx.Headers) -> datetime | None:
-    """When to come back: Retry-After (seconds or an HTTP date), else X-RateLimit-Reset (ISO 8601)."""
-    after = headers.get("Retry-After", "").strip()
-    try:
-        if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", after):
-            return datetime.now(UTC) + timedelta(seconds=float(after))
-        return aware(parsedate_to_datetime(after))
-    except (ValueError, OverflowError):
-        return moment(headers.get("X-RateLimit-Reset"))
+    """When to come back: Retry-After, else the end of the window."""
+    return retry_after(headers.get("Retry-After"), datetime.now(UTC)) or _window_end(headers)
+
+
+def _window_end(headers: httpx.Headers) -> datetime | None:
+    """When the window of the request limit ends: X-RateLimit-Reset, in ISO 8601."""
+    found = moment(headers.get("X-RateLimit-Reset"))
+    return soon(found, datetime.now(UTC)) if found else None
 
 
 def _next_token(page: Payload, seen: set[str]) -> str | None:

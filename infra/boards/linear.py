@@ -10,6 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import httpx
 
 from infra.boards import Comment, Ticket
+from infra.boards.limits import Allowance
 from infra.boards.markers import seal, signature, unseal
 from infra.boards.payloads import dig, folded, items, moment, one_line
 from infra.errors import (
@@ -29,7 +31,7 @@ from infra.errors import (
     UnexpectedStatus,
     Unreachable,
 )
-from infra.reset_times import after_seconds, from_epoch
+from infra.reset_times import from_epoch, retry_after
 from infra.sections import LinearBoardSection
 
 Payload = dict[str, Any]
@@ -95,6 +97,8 @@ _COMMENT = """
 mutation Comment($id: String!, $body: String!) { commentCreate(input: {issueId: $id, body: $body}) { success } }"""
 _REPLACE = """
 mutation Replace($id: String!, $body: String!) { commentUpdate(id: $id, input: {body: $body}) { success } }"""
+_DELETE = """
+mutation Delete($id: String!) { commentDelete(id: $id) { success } }"""
 _ADD_LABEL = """
 mutation AddLabel($id: String!, $label: String!) { issueAddLabel(id: $id, labelId: $label) { success } }"""
 _REMOVE_LABEL = """
@@ -128,11 +132,6 @@ class LinearBoard:
         self._closed = folded(section.states.closed)
         self._key = re.compile(rf"{re.escape(section.team)}-([1-9][0-9]{{0,8}})")
         self._team: _Team | None = None
-
-    @property
-    def remaining_calls(self) -> int | None:
-        """How many requests Linear said it will still take in its current window, or None when it did not say (TR4)."""
-        return self._api.remaining_calls
 
     def tickets_in_states(self, states: list[str]) -> list[Ticket]:
         """Open tickets in any of the states, by number; one request per 50. A state the team does not have holds none."""
@@ -169,11 +168,20 @@ class LinearBoard:
         """Write, or replace in place, the comment with `marker`; the same text again writes nothing."""
         me, issue = self._one(key)
         sealed = seal(self._token, key, _usable_marker(marker), _storable(body))
-        old = next((c for c in self._raw_comments(issue) if self._comment(key, c, me).marker == marker), None)
-        if old is None:
+        ours = self._ours(issue, key, marker, me)
+        if not ours:
             self._write(_COMMENT, "commentCreate", id=_id(issue), body=sealed)
-        elif self._comment(key, old, me).body != unseal(self._token, key, sealed)[0]:
-            self._write(_REPLACE, "commentUpdate", id=_id(old), body=sealed)
+            me, issue = self._one(key)  # another process may have written it in the same moment
+            ours = self._ours(issue, key, marker, me)
+        elif self._comment(key, ours[0], me).body != unseal(self._token, key, sealed)[0]:
+            self._write(_REPLACE, "commentUpdate", id=_id(ours[0]), body=sealed)
+        for twin in ours[1:]:
+            with suppress(_Refused):  # the other process was faster
+                self._write(_DELETE, "commentDelete", id=_id(twin))
+
+    def _ours(self, issue: Payload, key: str, marker: str, me: str) -> list[Payload]:
+        """The comments with the mark, oldest first."""
+        return [c for c in self._raw_comments(issue) if self._comment(key, c, me).marker == marker]
 
     def label(self, key: str, add: Sequence[str] = (), remove: Sequence[str] = ()) -> None:
         """Add and remove labels, compared without case. A label that neither team nor workspace has is made in the team."""
@@ -325,7 +333,8 @@ class LinearBoard:
     def _raw_comments(self, issue: Payload) -> list[Payload]:
         """All comments, each once, oldest first."""
         comments = {_id(comment): comment for comment in self._all(issue, "comments")}
-        return sorted(comments.values(), key=lambda c: moment(c.get("createdAt")) or datetime.max.replace(tzinfo=UTC))
+        last = datetime.max.replace(tzinfo=UTC)
+        return sorted(comments.values(), key=lambda c: (moment(c.get("createdAt")) or last, _id(c)))
 
     def _comment(self, key: str, comment: Payload, me: str) -> Comment:
         """The mark of a comment counts only when nobody else wrote it."""
@@ -413,7 +422,7 @@ class _Api:
     def __init__(self, url: str, token: str) -> None:
         if not re.fullmatch(r"[!-~]+", token):
             raise ConfigError("the `token` of a Linear board has characters that no token has; copy it once more")
-        self.remaining_calls: int | None = None
+        self._allowance = Allowance("Linear")
         self._token = token
         bearer = token.startswith("lin_oauth_")  # API keys go without
         try:
@@ -430,6 +439,7 @@ class _Api:
         """The `data` of the answer. Raises what the board protocol names, and _Refused."""
         asked = query.split("(", 1)[0].split()[-1]
         content = json.dumps({"query": query, "variables": variables}).encode()
+        self._allowance.check()
         try:
             answer = self._http.post(self._url, content=content)
         except httpx.UnsupportedProtocol as error:
@@ -441,13 +451,8 @@ class _Api:
         except httpx.TransportError as error:
             why = type(error).__name__
             raise Unreachable(f"Linear did not answer {asked} ({why}); check the network and `url`") from error
-        self._note_budget(answer)
+        self._allowance.note(answer.headers.get("x-ratelimit-requests-remaining"), _window_end(answer.headers))
         return self._data(answer, asked)
-
-    def _note_budget(self, answer: httpx.Response) -> None:
-        said = answer.headers.get("x-ratelimit-requests-remaining", "").strip()
-        if re.fullmatch(r"[0-9]{1,15}", said):
-            self.remaining_calls = int(said)
 
     def _data(self, answer: httpx.Response, asked: str) -> Payload:
         """Errors come with any status, 200 included, and a rate limit with 400."""
@@ -550,14 +555,14 @@ def _reason(error: Payload) -> str:
 
 
 def _reset_at(headers: httpx.Headers) -> datetime | None:
-    """When to come back: retry-after in seconds, else the end of the window as a Unix time."""
-    now = datetime.now(UTC)
-    after, reset = _figure(headers.get("retry-after")), _figure(headers.get("x-ratelimit-requests-reset"))
-    return after_seconds(after, now) or from_epoch(reset, now)
+    """When to come back: retry-after, else the end of the window."""
+    return retry_after(headers.get("retry-after"), datetime.now(UTC)) or _window_end(headers)
 
 
-def _figure(text: str | None) -> float | None:
-    return float(text) if text and re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,9})?", text.strip()) else None
+def _window_end(headers: httpx.Headers) -> datetime | None:
+    """When the window of the request limit ends: a Unix time, in milliseconds."""
+    reset = headers.get("x-ratelimit-requests-reset", "").strip()
+    return from_epoch(float(reset), datetime.now(UTC)) if re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,9})?", reset) else None
 
 
 def _priority(value: object) -> int | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from infra.boards import Board
 from infra.boards.folder import FolderBoard
 from infra.errors import ConfigError
@@ -14,18 +16,18 @@ def open_board(settings: Settings, name: str) -> Board:
     boards = settings.all_boards
     if name not in boards:
         raise ConfigError(f"no board is named {name!r}; factory.yaml has {', '.join(sorted(boards))}")
-    return open_section(name, boards[name])
+    return open_section(name, boards[name], settings.answers)
 
 
-def open_section(name: str, section: BoardSection) -> Board:
-    """The adapter of one section. Imports only what that board needs."""
+def open_section(name: str, section: BoardSection, answers: Path | None = None) -> Board:
+    """The adapter of one section, which may keep what it read in the folder `answers`. Imports only what that board needs."""
     match section:
         case FolderBoardSection():
             return FolderBoard(section.path.expanduser().absolute(), section, name)
         case GitHubBoardSection():
             from infra.boards.github import GitHubBoard
 
-            return GitHubBoard(name, section)
+            return GitHubBoard(name, section, answers)
         case LinearBoardSection():
             from infra.boards.linear import LinearBoard
 

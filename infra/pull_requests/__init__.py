@@ -78,6 +78,8 @@ class Forge(Protocol):
     ) -> PullRequest:
         """Open the pull request of `branch`, or update the one that is there. The branch is already pushed.
 
+        One that was merged with `head_sha` is returned as it is: the same call again never makes a second one.
+
         `draft` is heard when it is opened; later people decide that.
         """
         ...

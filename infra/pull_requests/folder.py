@@ -6,6 +6,8 @@ People read it, and may set `draft: false` or `state: merged` in its front matte
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +17,7 @@ from pydantic import AwareDatetime, Field, ValidationError
 
 from infra.errors import ConfigError
 from infra.files import write_atomically
-from infra.git import Mirror
+from infra.git import Mirror, file_lock
 from infra.llm import Frozen
 from infra.pull_requests import Check, PullRequest, Review
 
@@ -59,7 +61,7 @@ class FolderForge:
 
     def open(self) -> list[PullRequest]:
         """The files whose pull request is open, by name."""
-        saved = [_parse(path, path.read_text()) for path in sorted(self.folder.glob("*.md"))]
+        saved = [found for path in sorted(self.folder.glob("*.md")) if (found := _saved(path))]
         return [
             self._pull_request(each).model_copy(update={"updated_at": each.head.updated})
             for each in saved
@@ -77,8 +79,17 @@ class FolderForge:
     def publish(
         self, *, branch: str, base: str, head_sha: str, title: str, body: str, draft: bool = True
     ) -> PullRequest:
-        """Open it, or bring the file up to date and open again what was closed. The same again writes nothing."""
+        """Open it, or bring the file up to date and open again what was closed, or merged without this commit.
+
+        The same again writes nothing.
+        """
+        with self._alone():
+            return self._publish(branch, base, head_sha, title, body, draft)
+
+    def _publish(self, branch: str, base: str, head_sha: str, title: str, body: str, draft: bool) -> PullRequest:
         old = self._load(branch)
+        if old and (old.head.state, old.head.head_sha) == ("merged", head_sha):
+            return self._pull_request(old)
         now = datetime.now(UTC).replace(microsecond=0)
         head = _Head(
             branch=branch,
@@ -89,7 +100,7 @@ class FolderForge:
             opened=old.head.opened if old else now,
             updated=old.head.updated if old else now,
         )
-        new = _Saved(head=head, body=_storable(body) + (_comments(old.body) if old else ""))
+        new = _Saved(head=head, body=_unmarked(body) + (_comments(old.body) if old else ""))
         if new != old:
             new = _Saved(head=head.model_copy(update={"updated": now}), body=new.body)
             self._save(new)
@@ -97,17 +108,22 @@ class FolderForge:
 
     def close(self, branch: str, reason: str) -> None:
         """Close the branch's open pull request; nothing happens when there is none or it is not open."""
-        saved = self._load(branch)
-        if saved is None or saved.head.state != "open":
-            return
-        now = datetime.now(UTC).replace(microsecond=0)
-        because = " ".join(_storable(reason).split())
-        head = saved.head.model_copy(update={"state": "closed", "closed_because": because, "updated": now})
-        self._save(_Saved(head=head, body=saved.body))
+        with self._alone():
+            saved = self._load(branch)
+            if saved is None or saved.head.state != "open":
+                return
+            now = datetime.now(UTC).replace(microsecond=0)
+            because = " ".join(_storable(reason).split())
+            head = saved.head.model_copy(update={"state": "closed", "closed_because": because, "updated": now})
+            self._save(_Saved(head=head, body=saved.body))
 
     def merge(self, branch: str, head_sha: str) -> bool:
         """Merge into the base branch of the bare repository, when it can be done without a conflict. A draft is merged when
         its commit got into the base branch in another way, as GitHub has it."""
+        with self._alone():
+            return self._merged(branch, head_sha)
+
+    def _merged(self, branch: str, head_sha: str) -> bool:
         saved = self._load(branch)
         if saved is None or self._bare is None or saved.head.state == "closed":
             return False
@@ -123,11 +139,15 @@ class FolderForge:
 
     def comment(self, branch: str, body: str, marker: str) -> None:
         """Write, or replace in place, the section with `marker` at the end of the file, if the branch has one."""
+        with self._alone():
+            self._comment(branch, body, marker)
+
+    def _comment(self, branch: str, body: str, marker: str) -> None:
         saved = self._load(branch)
         if saved is None:
             return
         begin, end = f"<!-- df:{marker} -->\n", f"\n<!-- /df:{marker} -->\n"
-        said = f"{begin}{_storable(body).replace('<!-- ', '&lt;!-- ').strip()}{end}"
+        said = f"{begin}{_unmarked(body).strip()}{end}"
         start, stop = saved.body.find(begin), saved.body.find(end)
         text = (
             saved.body[:start] + said + saved.body[stop + len(end) :] if 0 <= start < stop else f"{saved.body}\n{said}"
@@ -150,18 +170,19 @@ class FolderForge:
 
     def _load(self, branch: str) -> _Saved | None:
         path = self._path(branch)
-        try:
-            text = path.read_bytes().decode()
-        except FileNotFoundError:
-            return None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"the pull request {str(path)!r} cannot be read: {error}; mend or remove it") from error
-        saved = _parse(path, text)
-        if saved.head.branch != branch:
+        saved = _saved(path)
+        if saved is not None and saved.head.branch != branch:
             raise ConfigError(
                 f"{str(path)!r} belongs to branch {saved.head.branch!r}, not {branch!r}; rename one of them"
             )
         return saved
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One writer at a time, of all processes: none takes back what another has just written."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with file_lock(self.folder / ".lock"):
+            yield
 
     def _save(self, saved: _Saved) -> None:
         """Values are quoted by YAML on one line each, so no title can end the front matter."""
@@ -172,6 +193,17 @@ class FolderForge:
     def _pull_request(self, saved: _Saved) -> PullRequest:
         head: dict[str, Any] = saved.head.model_dump(include={"branch", "base", "head_sha", "title", "draft", "state"})
         return PullRequest(**head, body=saved.body, url=self._path(saved.head.branch).absolute().as_uri())
+
+
+def _saved(path: Path) -> _Saved | None:
+    """The pull request in a file; None when it is not there. Raises ConfigError that names it."""
+    try:
+        text = path.read_bytes().decode()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the pull request {str(path)!r} cannot be read: {error}; mend or remove it") from error
+    return _parse(path, text)
 
 
 def _parse(path: Path, text: str) -> _Saved:
@@ -210,6 +242,11 @@ def _is_in_base(bare: Mirror, head: _Head, head_sha: str) -> bool:
 def _comments(body: str) -> str:
     """The comments below a pull request's own text; they stay when the text is written anew."""
     return "".join(f"\n{found[0]}" for found in _COMMENT.finditer(body))
+
+
+def _unmarked(text: str) -> str:
+    """A text that may quote anybody, without what would begin or end a comment of the factory."""
+    return re.sub(r"<!-- (?=/?df:)", "&lt;!-- ", _storable(text))
 
 
 def _storable(text: str) -> str:

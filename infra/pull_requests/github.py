@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import islice
+from pathlib import Path
 from typing import Literal
 
+from infra.boards.payloads import dig, moment, one_line
 from infra.errors import ProviderFault, UnexpectedStatus
 from infra.github import (
     Conversation,
@@ -15,11 +17,8 @@ from infra.github import (
     Missing,
     Payload,
     Refused,
-    dig,
     is_member,
     is_number,
-    moment,
-    one_line,
     plain,
     sendable,
     sendable_title,
@@ -39,14 +38,9 @@ _PASSED = ("success", "neutral", "skipped")
 class GitHubForge:
     """The pull requests from branches of the repository itself; those of forks are not the factory's."""
 
-    def __init__(self, section: GitHubForgeSection) -> None:
-        self._site = GitHub(section.project, section.url, section.token.get_secret_value())
+    def __init__(self, section: GitHubForgeSection, answers: Path | None = None) -> None:
+        self._site = GitHub(section.project, section.url, section.token.get_secret_value(), answers)
         self._pulls = f"{self._site.root}/pulls"
-
-    @property
-    def remaining_requests(self) -> int | None:
-        """How many requests GitHub said it will still take in its current hour, or None when it did not say (TR4)."""
-        return self._site.remaining_requests
 
     def find(self, branch: str) -> PullRequest | None:
         """The branch's pull request: the open one, else the newest. Raises ProviderFault for a malformed one."""
@@ -86,15 +80,16 @@ class GitHubForge:
     def publish(
         self, *, branch: str, base: str, head_sha: str, title: str, body: str, draft: bool = True
     ) -> PullRequest:
-        """Open it, or update or open again what is there; a merged one is returned as it is.
+        """Open it, or update or open again what is there. One that was merged with this very commit is returned as it is;
+        after a later commit, which nobody would see there, a new one is opened.
 
         Two racing calls make one: GitHub refuses a second open one, and the loser updates the winner's.
         """
         wanted = {"title": sendable_title(title), "body": sendable(body), "base": base}
         old = self._found(branch)
-        if old and _state(old) == "merged":
+        if old and _state(old) == "merged" and _sha(old) == head_sha:
             return _pull_request(old)
-        updated = self._updated(old, wanted) if old else None
+        updated = self._updated(old, wanted) if old and _state(old) != "merged" else None
         record = updated or self._opened(branch, wanted, draft)
         return _pull_request(record).model_copy(update={"head_sha": head_sha})
 

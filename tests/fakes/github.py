@@ -31,6 +31,7 @@ from openapi_core.testing import MockRequest, MockResponse
 from openapi_core.validation.response.exceptions import MissingData
 
 from infra.sections import GitHubBoardSection, GitHubForgeSection
+from tests.fakes.openapi import Names
 
 _REST = Path(__file__).parents[3] / "shared" / "contracts" / "github" / "rest"
 CONTRACT = _REST / "api.github.com.subset147.openapi.json.gz"
@@ -408,24 +409,34 @@ class FakeGitHub:
         path = re.sub(r"^/repositories/1(?=/|$)", lambda _: self.root, parts.path)
         query = dict(parse_qsl(parts.query))
         asked = Asked(method, path.removeprefix(self.root), query, json.loads(data or b"null"))
+        request = _request(method, path, query, headers, data)
         with self._lock:
             self.log.append(asked)
+            self._check(request, f"{data!r}")
             injected = self._next_injected(asked)
         if injected:
             time.sleep(injected.delay_seconds)
             asked.status = injected.status
             return injected.status, injected.body, self._budget() | injected.headers
         with self._lock:
-            request = _request(method, path, query, headers, data)
-            self._check(request, f"{data!r}")
             answer = self._own(asked, headers)
             asked.status = answer.status
             self._check_answer(request, answer)
         body = b"" if answer.body is None else json.dumps(answer.body).encode()
-        return answer.status, body, self._budget() | answer.headers
+        if method == "GET" and answer.status == 200:
+            etag = f'W/"{hashlib.sha256(body + answer.headers.get("Link", "").encode()).hexdigest()}"'
+            answer.headers["ETag"] = etag
+            if headers.get("If-None-Match") == etag:
+                asked.status, body, answer.headers = 304, b"", {"ETag": etag}
+        return asked.status, body, self._budget() | answer.headers
+
+    @property
+    def spent(self) -> int:
+        """The calls that count against the hourly budget: all but those that changed nothing (304), says GitHub."""
+        return sum(asked.status != 304 for asked in self.log)
 
     def _budget(self) -> dict[str, str]:
-        return {"X-RateLimit-Limit": str(BUDGET), "X-RateLimit-Remaining": str(BUDGET - len(self.log))}
+        return {"X-RateLimit-Limit": str(BUDGET), "X-RateLimit-Remaining": str(BUDGET - self.spent)}
 
     def _next_injected(self, asked: Asked) -> Injected | None:
         for injected in self._injected:
@@ -445,10 +456,15 @@ class FakeGitHub:
         if contract is None or seen in self._checked:
             return
         self._checked.add(seen)
+        checker, names = contract
         try:
-            _against_contract(contract, request, response)
+            _against_contract(checker, request, response)
         except OpenAPIError as error:
             self.violations.append(f"{side} of {request.method} {request.path}: {_mistakes(error)}")
+        if response is None:
+            query, body = dict(request.parameters.query), json.loads(request.body or b"null")
+            strange = names.strange(request.method, request.path, query, body)
+            self.violations += [f"request of {request.method} {request.path}: {line}" for line in strange]
 
     def _check_answer(self, request: MockRequest, answer: Answer) -> None:
         """Of a list only items of new shapes. Their malformed parts are the test's own."""
@@ -461,7 +477,7 @@ class FakeGitHub:
         self._check(request, _shape(body), MockResponse(data, answer.status))
 
     def _own(self, asked: Asked, headers: Mapping[str, str]) -> Answer:
-        if headers.get("Authorization") != f"token {self.token}":
+        if headers.get("Authorization") not in (f"token {self.token}", f"Bearer {self.token}"):
             return Answer(401, _Refusal(401, "Bad credentials").body)
         if asked.path in self.moved:
             return Answer(301, {"message": "Moved Permanently"}, {"Location": self.url + self.moved[asked.path]})
@@ -582,7 +598,8 @@ class FakeGitHub:
         project, number = blocker
         if project == self.project:
             return self.issue_record(self.issues[number])
-        issue = Issue(number, "foreign", "", [], "eve", None, self.tick(), self.tick(), self.elsewhere[blocker])
+        then = "2025-01-01T00:00:00Z"
+        issue = Issue(number, "foreign", "", [], "eve", None, then, then, self.elsewhere[blocker])
         return self.issue_record(issue) | {"repository_url": f"{self.url}/repos/{project}"}
 
     # Labels
@@ -655,6 +672,15 @@ class FakeGitHub:
                 raise _Refusal(403, "Must have admin rights to Repository.")
             comment |= {"body": asked.body["body"], "updated_at": self.tick()}
             return Answer(200, comment)
+        raise _Refusal(404, "Not Found")
+
+    def _delete_comment(self, asked: Asked, number: str) -> Answer:
+        for thing in self._things():
+            for comment in (comment for comment in thing.comments if comment["id"] == int(number)):
+                if comment["user"]["login"] != self.login:
+                    raise _Refusal(403, "Must have admin rights to Repository.")
+                thing.comments.remove(comment)
+                return Answer(204)
         raise _Refusal(404, "Not Found")
 
     # Pull requests
@@ -813,7 +839,7 @@ class FakeGitHub:
             raise _Refusal(403, "Resource not accessible by integration")
         counts = dict.fromkeys(("public_repos", "public_gists", "followers", "following"), 0)
         texts = dict.fromkeys(("name", "company", "location", "email", "hireable", "bio"), None)
-        times = {"created_at": self.tick(), "updated_at": self.tick()}
+        times = dict.fromkeys(("created_at", "updated_at"), "2025-01-01T00:00:00Z")
         rest = {"blog": "", "user_view_type": "public"}
         return Answer(200, {**self.person(self.login), **counts, **texts, **times, **rest})
 
@@ -856,9 +882,16 @@ class FakeGitHub:
             "description": None,
             **{f"{link}_url": url for link in links},
             **dict.fromkeys(flags, False),
+            "permissions": {
+                "admin": False,
+                "maintain": False,
+                "push": self.may_label,
+                "triage": self.may_label,
+                "pull": True,
+            },
             **dict.fromkeys((*counts, "open_issues", "watchers", "network_count", "subscribers_count"), 0),
             **{f"has_{thing}": True for thing in ("projects", "wiki", "pages", "downloads", "discussions")},
-            **{f"{moment}_at": self.tick() for moment in ("pushed", "created", "updated")},
+            **{f"{moment}_at": "2025-01-01T00:00:00Z" for moment in ("pushed", "created", "updated")},
             "has_issues": self.has_issues,
             "homepage": None,
             "language": None,
@@ -885,6 +918,7 @@ _ROUTES: list[tuple[str, Callable[..., Answer]]] = [
     (r"GET /issues/(\d+)/comments", FakeGitHub._list_comments),
     (r"POST /issues/(\d+)/comments", FakeGitHub._create_comment),
     (r"PATCH /issues/comments/(\d+)", FakeGitHub._edit_comment),
+    (r"DELETE /issues/comments/(\d+)", FakeGitHub._delete_comment),
     (r"POST /issues/(\d+)/labels", FakeGitHub._add_labels),
     (r"DELETE /issues/(\d+)/labels/([^/]+)", FakeGitHub._remove_label),
     (r"POST /labels", FakeGitHub._create_label),
@@ -931,12 +965,13 @@ def _against_contract(contract: OpenAPI, request: MockRequest, response: MockRes
 
 
 @cache
-def _contract(path: Path) -> OpenAPI | None:
+def _contract(path: Path) -> tuple[OpenAPI, Names] | None:
     if not path.is_file():
         return None
     with gzip.open(path, "rt", encoding="utf-8") as file:
         document = json.load(file, object_hook=_with_null)
-    return OpenAPI.from_dict(document, config=Config(spec_validator_cls=None))  # type: ignore[arg-type] # its way to say: do not
+    config = Config(spec_validator_cls=None)  # type: ignore[arg-type] # its way to say: do not
+    return OpenAPI.from_dict(document, config=config), Names(document)
 
 
 def _with_null(node: dict[str, Any]) -> dict[str, Any]:

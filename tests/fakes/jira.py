@@ -28,6 +28,7 @@ from openapi_core.validation.response.exceptions import MissingData
 
 from infra.boards.adf import to_document
 from infra.sections import JiraBoardSection
+from tests.fakes.openapi import Names
 
 CONTRACT = Path(__file__).parents[3] / "shared" / "contracts" / "jira" / "rest-v3.openapi.json.gz"
 """Absent outside of our own workplace; requests are then checked by hand only."""
@@ -231,11 +232,15 @@ class FakeJira:
     def _check(self, request: MockRequest, response: MockResponse | None = None) -> None:
         if (contract := _contract()) is None:
             return
+        checker, names = contract
         try:
             if response is None:
-                contract.validate_request(request)
+                query, body = dict(request.parameters.query), json.loads(request.body or b"null")
+                strange = names.strange(request.method, request.path, query, body)
+                self.violations += [f"request of {request.method} {request.path}: {line}" for line in strange]
+                checker.validate_request(request)
             else:
-                contract.validate_response(request, response)
+                checker.validate_response(request, response)
         except MissingData:  # the document names a type of content even for 204, which has none
             pass
         except OpenAPIError as error:
@@ -285,6 +290,13 @@ class FakeJira:
                 if number not in ids:
                     raise _Refusal(404, "no such comment")
                 return 200, self._overwritten(key, ids.index(number), asked.body)
+            case "DELETE", "comment", str():
+                there = self.issues[key].comments
+                kept = [comment for comment in there if comment["id"] != number]
+                if len(kept) == len(there):
+                    raise _Refusal(404, "no such comment")
+                self.issues[key].comments = kept
+                return 204, None
         self.violations.append(f"the fake knows no {asked.method} {asked.path}")
         raise _Refusal(405, "not allowed")
 
@@ -399,6 +411,8 @@ class FakeJira:
 
     def _comments(self, key: str, query: dict[str, str]) -> dict[str, Any]:
         comments = self.issues[key].comments
+        if query.get("orderBy") != "created":  # whoever asks for no order gets one that they do not want
+            comments = comments[::-1]
         start, most = int(query.get("startAt", 0)), min(int(query.get("maxResults", 50)), self.page)
         hidden = () if query.get("expand") == "properties" else ("properties",)
         page = [{k: v for k, v in c.items() if k not in hidden} for c in comments[start : start + most]]
@@ -528,13 +542,14 @@ def _person(name: str) -> dict[str, Any]:
 
 
 @cache
-def _contract() -> OpenAPI | None:
+def _contract() -> tuple[OpenAPI, Names] | None:
     """Jira sends times that the document's own format `date-time` forbids: formats are not checked."""
     if not CONTRACT.is_file():
         return None
     with gzip.open(CONTRACT, "rt", encoding="utf-8") as file:
         document = _without_formats(json.load(file))
-    return OpenAPI.from_dict(document, config=Config(spec_validator_cls=None))  # type: ignore[arg-type] # its way to say: do not
+    config = Config(spec_validator_cls=None)  # type: ignore[arg-type] # its way to say: do not
+    return OpenAPI.from_dict(document, config=config), Names(document)
 
 
 def _without_formats(node: Any) -> Any:

@@ -432,6 +432,14 @@ def _replace(_: Any, info: Any, id: str, input: Record, **_more: Any) -> Record:
     return _done(comment=comments[0])
 
 
+def _delete(_: Any, info: Any, id: str) -> Record:
+    for issue in info.context.issues.values():
+        for comment in (comment for comment in issue.comments if comment["id"] == id):
+            issue.comments.remove(comment)
+            return _done(entityId=id)
+    raise _refusal("invalid input", "Entity not found: Comment")
+
+
 _RESOLVERS: dict[str, dict[str, Callable[..., Record]]] = {
     "Query": {
         **{"issues": _issues, "issue": _issue, "teams": _teams},
@@ -440,7 +448,7 @@ _RESOLVERS: dict[str, dict[str, Callable[..., Record]]] = {
     "Mutation": {
         **{"issueCreate": _create, "issueUpdate": _update, "issueAddLabel": _add_label},
         **{"issueRemoveLabel": _remove_label, "issueLabelCreate": _create_label},
-        **{"commentCreate": _comment, "commentUpdate": _replace},
+        **{"commentCreate": _comment, "commentUpdate": _replace, "commentDelete": _delete},
     },
 }
 

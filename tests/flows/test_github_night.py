@@ -19,6 +19,9 @@ pytestmark = [
 ]
 
 
+QUEUE = ("todo", "agent queue", "qa queue", "qa testing")
+
+
 @pytest.fixture
 def github(night: Night, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGitHub]:
     with FakeGitHub() as fake:
@@ -29,39 +32,81 @@ def github(night: Night, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGitHub
             "token": "$BOARD_TOKEN",
             "url": fake.url,
             "repository": "shop",
+            "states": {"queue": QUEUE},
         }
         monkeypatch.setenv("DARKFACTORY_BOARDS", json.dumps({"issues": section}))
         night.factory.forget()
         yield fake
 
 
-def look() -> None:
-    """What a tick asks of boards and ledger, without Prefect around it."""
-    from tasks import dispatching
+def look(night: Night) -> tuple[list[str], set[str]]:
+    """What a tick asks of boards and ledger, without Prefect around it and with a board that knows nothing, as a new process
+    has it. Returns the keys that wait for a node, and those that were skipped."""
+    from tasks import dispatching, services
 
+    services._opened.pop(("board", "issues"), None)
     dispatching._reconcile(None)
     dispatching._resume_answered()
-    assert dispatching._fetch(None) == ((), {})
+    waiting, skipped = dispatching._fetch(None)
+    night.clock.move(seconds=120)
+    return [each.ticket.key for each in waiting], set(skipped)
+
+
+def ask(night: Night, key: str) -> None:
+    """Let the ticket wait for a person's answer."""
+    from tasks import services
+
+    claims, [ticket] = services.claims(), services.board("issues").tickets_by_keys([key])
+    claim = claims.claim(
+        ticket, holder="h", machine="m", repository="shop", lease_seconds=60, read_at=claims.now(),
+        choose_node=lambda _: night.node,
+    )  # fmt: skip
+    assert claim is not None
+    claims.park(claim, "asks", question="Which colour?")
 
 
 async def test_an_idle_hour_costs_under_a_hundred_calls_and_closed_tickets_cost_nothing(
     night: Night, github: FakeGitHub
 ) -> None:
-    """TR4, RC5"""
+    """TR4, RC5: four queue states, and every look is one of a new process. GitHub does not count what it confirms (304)."""
     await night.join(slots=2)
     took = {}
-    for closed in (0, 10_000):
+    for looks, closed in ((5, 0), (30, 10_000)):
         for n in range(closed):
             github.add_issue(f"old {n}", "done long ago", labels=["todo"], state="closed")
-        github.log.clear()
         started = time.monotonic()
-        for _ in range(30):
-            look()
-            night.clock.move(seconds=120)
-        took[closed] = time.monotonic() - started
-        assert 30 <= len(github.log) < 100, f"{len(github.log)} calls in an idle hour"
-    print(f"30 scans: {took[0]:.1f} s with an empty board, {took[10_000]:.1f} s with 10,000 closed tickets")
+        for _ in range(looks):
+            assert look(night) == ([], set())
+        took[closed] = (time.monotonic() - started) / looks
+    print(
+        f"{len(github.log)} requests, {github.spent} count; a look: {took[0]:.2f} s, with 10,000 closed {took[10_000]:.2f} s"
+    )
+    assert len(github.log) == 35 * len(QUEUE)
+    assert github.spent == len(QUEUE)
     assert took[10_000] < 3 * took[0]
+
+
+async def test_tickets_that_wait_for_people_or_for_each_other_cost_no_calls_either(
+    night: Night, github: FakeGitHub
+) -> None:
+    """TR4: until something changes on one of them, which is seen at the next look."""
+    await night.join(slots=2)
+    blocker = github.add_issue("blocker", labels=["bug"])
+    blocked = [github.add_issue(f"blocked {n}", labels=["todo"]) for n in range(3)]
+    asking = [github.add_issue(f"asks {n}", labels=["in progress"], author="ada") for n in range(2)]
+    for number in blocked:
+        github.block(number, blocker)
+    for number in asking:
+        ask(night, f"shop-{number}")
+    for _ in range(2):
+        look(night)
+    spent = github.spent
+    for _ in range(5):
+        assert look(night) == ([], {f"shop-{number}" for number in blocked})
+    assert github.spent == spent
+
+    github.add_comment(asking[0], "Blue.", author="ada")
+    assert look(night)[0] == [f"shop-{asking[0]}"]
 
 
 async def test_an_issue_becomes_work_once_however_often_it_is_looked_at(night: Night, github: FakeGitHub) -> None:

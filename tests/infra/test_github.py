@@ -45,6 +45,7 @@ FAILURES: list[tuple[int, Any, dict[str, str], type[FactoryError], str]] = [
     (403, _MESSAGE, {}, AuthFailed, "secret"),
     (403, {"message": "API rate limit exceeded for user ID 1."}, {}, RateLimited, "rate-limited"),
     (403, _LATER, {}, RateLimited, "rate-limited"),
+    (403, {"message": "You have triggered an abuse detection mechanism."}, {}, RateLimited, "rate-limited"),
     (403, {"message": "no"}, {"X-RateLimit-Remaining": "0"}, RateLimited, "rate-limited"),
     (403, {"message": "no"}, {"Retry-After": "3"}, RateLimited, "rate-limited"),
     (403, {"message": "Unable to create comment because issue is locked."}, {}, UnexpectedStatus, "status"),
@@ -103,7 +104,7 @@ def test_a_server_that_says_nothing_is_unreachable(fake: FakeGitHub, monkeypatch
     """TR4"""
     monkeypatch.setattr("infra.github.TIMEOUT_SECONDS", 1)
     site = GitHub(fake.project, fake.url, fake.token)
-    fake.inject("GET /issues/1$", 200, {}, delay_seconds=1.5)
+    fake.inject("GET /issues/1$", 0, {}, delay_seconds=1.5)
 
     with pytest.raises(Unreachable, match="Timeout"):
         site.ask("GET", f"{site.root}/issues/1")
@@ -154,6 +155,7 @@ def seconds_from_now(error: RateLimited) -> float | None:
         ({"Retry-After": "90"}, 90),
         ({"Retry-After": "{date}"}, 300),
         ({"Retry-After": "soon"}, None),
+        ({"Retry-After": "999999999"}, None),
         ({"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "{epoch}"}, 300),
         ({"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "12"}, None),
         ({"X-RateLimit-Remaining": "0"}, None),
@@ -183,15 +185,25 @@ def test_a_rate_limit_says_when_to_come_back(
         assert seconds_from_now(caught.value) == pytest.approx(seconds, abs=5)
 
 
-def test_the_remaining_budget_is_kept(fake: FakeGitHub) -> None:
+def test_a_used_up_budget_is_left_alone_until_its_hour_ends(fake: FakeGitHub, site: GitHub) -> None:
+    """TR4: the answer that used it up was a good one; the next request would be refused."""
+    then = int((datetime.now(UTC) + timedelta(minutes=5)).timestamp())
+    fake.inject("GET ", 200, {}, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(then)})
+    site.ask("GET", site.root)
+
+    for _ in range(2):
+        with pytest.raises(RateLimited) as caught:
+            site.ask("GET", site.root)
+        assert seconds_from_now(caught.value) == pytest.approx(300, abs=5)
+    assert len(fake.log) == 1
+
+
+@pytest.mark.parametrize("reset", ["12", "99999999999"])
+def test_a_budget_whose_end_is_no_moment_stops_nothing(fake: FakeGitHub, site: GitHub, reset: str) -> None:
     """TR4"""
-    board, forge = GitHubBoard("gh", fake.section()), GitHubForge(fake.forge_section())
-    assert [board.remaining_requests, forge.remaining_requests] == [None, None]
-
-    board.tickets_in_states(["todo"])
-    forge.find("x")
-
-    assert (board.remaining_requests, forge.remaining_requests) == (4999, 4998)
+    fake.inject("GET ", 200, {}, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": reset})
+    for _ in range(2):
+        site.ask("GET", site.root)
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 418, 422, 429, 500])
@@ -289,7 +301,7 @@ def test_threads_take_turns(fake: FakeGitHub, site: GitHub) -> None:
 
 
 def test_words_from_outside_become_one_printable_line() -> None:
-    assert one_line("a\x00b\x1b[2J\n\u202ec\ud800") == "ab [2J c?"
+    assert one_line("a\x00b\x1b[2J\n\u202ec\ud800") == "a b [2J c"
     assert one_line(" \n\u200b ") is one_line(7) is None
 
 
@@ -306,6 +318,8 @@ def test_a_title_is_cut_to_what_github_takes() -> None:
     ("path", "payload"),
     [
         ("/issues", {"body": "no title"}),
+        ("/issues", {"title": "x", "lables": ["misspelt"]}),
+        ("/issues?perpage=9", {"title": "x"}),
         ("/pulls", {"title": "no branches"}),
         ("/issues/1/comments", {}),
         ("/nowhere", {"x": 1}),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from infra.boards import Ticket
+from infra.boards import Ticket, folder
 from infra.boards.folder import FolderBoard
 from infra.boards.opening import open_board
 from infra.errors import ConfigError
@@ -90,7 +92,7 @@ def test_unusable_optional_fields_become_null(board: FolderBoard) -> None:
         ("---\ntitle:\n---\n# Heading\n", "has no title"),
         ("---\ntitle: a\nstate:\n---\n", "`state` without a value"),
         ("---\ntitle: a\nstate: [x]\n---\n", "`state` without a value"),
-        ("---\ntitle: a\nlabels: [x\nstate: b\n---\n", "line 4"),
+        ("---\ntitle: a\nlabels: [x\nstate: todo\n---\n", "line 4"),
         ("---\ntitle: a\nstate: b\nstate: c\n---\n", "line 4: 'state' is there twice"),
         ("---\n- a\n---\n", "line 2"),
         ("---\ntitle: a\n", "never ends"),
@@ -123,6 +125,21 @@ def test_reads_give_each_ticket_once_and_missing_ones_are_absent(board: FolderBo
     assert missing.tickets_by_keys([]) == []
     with pytest.raises(ConfigError, match="missing' cannot be listed"):
         missing.tickets_in_states(["todo"])
+
+
+def test_only_closed_tickets_of_the_board_no_longer_block(board: FolderBoard, tmp_path: Path) -> None:
+    """SM12: what is open, missing, malformed or elsewhere blocks; tickets that block each other are both shown blocked."""
+    _put(board, "---\ntitle: a\nstate: Done\n---\n", "closed")
+    _put(board, "---\ntitle: a\nblocked_by: mutual\n---\n", "open")
+    _put(board, "---\ntitle: a\nblocked_by: open\n---\n", "mutual")
+    _put(board, "---\ntitle: [\nstate: done\n---\n", "broken")
+    _put(board, "---\ntitle: a\nstate: done\n---\n", "README")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "done.md").write_text("---\ntitle: a\nstate: done\n---\n")
+    blockers = ["closed", "open", "missing", "broken", "README", "sub/done", f"../{tmp_path.name}/closed", "T-2"]
+    _put(board, f"---\ntitle: a\nblocked_by: [{', '.join(blockers)}]\n---\n")
+    assert _one(board, "T-2").blocked_by == tuple(blockers[1:])
+    assert (_one(board, "open").blocked_by, _one(board, "mutual").blocked_by) == (("mutual",), ("open",))
 
 
 def test_readme_and_hidden_files_are_no_tickets(board: FolderBoard) -> None:
@@ -195,7 +212,7 @@ def test_move_keeps_every_way_to_write_a_file(board: FolderBoard, before: str, a
     assert _text(board, "T-2") == after
 
 
-@pytest.mark.parametrize("state", ["yes: no", "# x", "- a", "a\nb: c", "null", "'", "[", "ümlaut"])
+@pytest.mark.parametrize("state", ["yes: no", "# x", "- a", "null", "'", "[", "ümlaut"])
 def test_no_state_can_break_the_front_matter(board: FolderBoard, state: str) -> None:
     board.move("T-1", state)
     ticket = _one(board)
@@ -206,7 +223,98 @@ def test_a_state_that_cannot_be_changed_safely_is_refused_and_the_file_stays(boa
     _put(board, "---\n{title: a}\n---\n")
     with pytest.raises(ConfigError, match="T-2"):
         board.move("T-2", "done")
+    with pytest.raises(ConfigError, match="T-2"):
+        board.label("T-2", add=["bug"])
     assert _text(board, "T-2") == "---\n{title: a}\n---\n"
+
+
+@pytest.mark.parametrize("value", ["a\nb: c", "x\x1b[2J", "a\u202eb"])
+def test_a_state_that_would_not_be_read_back_is_refused(board: FolderBoard, value: str) -> None:
+    with pytest.raises(ConfigError, match="`state` cannot be set"):
+        board.move("T-1", value)
+    assert _text(board) == FULL
+
+
+def test_a_value_that_stands_elsewhere_is_not_changed_there(board: FolderBoard) -> None:
+    """A YAML alias: the state's place in the file is the title."""
+    text = "---\ntitle: &both todo\nstate: *both\n---\n"
+    _put(board, text)
+    assert _one(board, "T-2").state == "todo"
+    with pytest.raises(ConfigError, match="T-2"):
+        board.move("T-2", "in progress")
+    assert _text(board, "T-2") == text
+
+
+def test_a_bomb_of_aliases_is_small(board: FolderBoard) -> None:
+    """Eight levels of nine aliases each stand for 43 million words."""
+    levels = ["k0: &k0 [x]", *(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}'] * 9)}]" for n in range(1, 9))]
+    _put(board, "\n".join(["---", "title: a", *levels, "labels: *k8", "---", ""]))
+    assert _one(board, "T-2").labels == ()
+
+
+def test_no_field_brings_control_characters_into_logs_and_prompts(board: FolderBoard) -> None:
+    """TR3: one line each, as on the other boards; half a state is none."""
+    _put(
+        board,
+        '---\ntitle: "red \\x1b[31malarm\\noutcome=done a\\u202eb"\nlabels: ["bug\\u200e", "\\x07"]\nauthor: "ann\\x00"\n---\n'
+        "nul \x00 here\n<!-- darkfactory:comments -->\nsaid \x00\n",
+    )
+    ticket = _one(board, "T-2")
+    assert (ticket.title, ticket.labels, ticket.author) == ("red [31malarm outcome=done a b", ("bug",), "ann")
+    assert (ticket.body, ticket.comments[0].body) == ("nul  here", "said")
+    _put(board, "# ../../etc/\x1b[2Jpasswd\u2066\n")
+    assert _one(board, "T-2").title == "../../etc/ [2Jpasswd"
+
+
+def test_a_title_of_nothing_that_can_be_seen_is_none(board: FolderBoard, caplog: pytest.LogCaptureFixture) -> None:
+    """SM3"""
+    _put(board, '---\ntitle: "\\u202e\\u200b"\n---\n')
+    assert [ticket.key for ticket in board.tickets_in_states(["todo"])] == ["T-1"]
+    assert "has no title" in caplog.text
+
+
+def test_a_comment_that_would_make_the_file_unreadable_is_refused(board: FolderBoard) -> None:
+    with pytest.raises(ConfigError, match="would be larger than"):
+        board.comment("T-1", "x" * 1_000_000, "m")
+    assert _text(board) == FULL
+
+
+def test_writers_at_the_same_time_take_nothing_back(board: FolderBoard) -> None:
+    """What one wrote between another's reading and writing stays."""
+
+    def write(name: str) -> None:
+        mine = FolderBoard(board.path)
+        for number in range(8):
+            mine.comment("T-1", "said", f"{name}-{number}")
+            mine.label("T-1", add=[f"{name}{number}"])
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(write, "abc"))
+
+    assert {c.marker for c in _one(board).comments} == {f"{name}-{number}" for name in "abc" for number in range(8)}
+    assert len(_one(board).labels) == 2 + 3 * 8
+
+
+def test_ten_thousand_closed_tickets_do_not_slow_a_look(board: FolderBoard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TR4: only what may be in a wanted state is parsed; a state that is written in another way is, too."""
+    for number in range(50):
+        _put(board, f"---\ntitle: old\nstate: done\nlabels: [a]\n---\nx {number}\n", f"old-{number}")
+    _put(board, "---\ntitle: quoted\n\"state\": 'Todo'\n---\n")
+    parsed: list[str] = []
+    parse = folder._parse
+
+    def counted(key: str, *rest: Any) -> Ticket:
+        parsed.append(key)
+        return parse(key, *rest)
+
+    monkeypatch.setattr(folder, "_parse", counted)
+    assert [ticket.key for ticket in board.tickets_in_states(["todo"])] == ["T-1", "T-2"]
+    assert parsed == ["T-1", "T-2"]
+
+
+def test_an_untitled_ticket_can_be_created(board: FolderBoard) -> None:
+    assert board.create(" \n", "text", marker="m", labels=["Bug\n"]).title == "Untitled"
+    assert board.create(" ", "text", marker="m").labels == ("bug",)
 
 
 def test_a_comment_is_appended_once_and_replaced_in_place(board: FolderBoard) -> None:
@@ -306,7 +414,7 @@ def test_writing_leaves_no_other_files_and_keeps_permissions(board: FolderBoard,
     board.comment("T-1", "x", "m")
     board.move("T-1", "done")
     assert (tmp_path / "T-1.md").stat().st_mode & 0o777 == 0o640
-    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == [".gitignore", "T-1.md", "key"]
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == [*(".gitignore", "T-1.md", "key", "lock")]
     assert (tmp_path / ".darkfactory/key").stat().st_mode & 0o777 == 0o600
 
 

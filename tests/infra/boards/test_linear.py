@@ -470,6 +470,20 @@ def test_a_comment_is_written_once_and_replaced_in_place(fake: FakeLinear, board
     assert fake.writes == ["Comment", "Comment", "Replace"]
 
 
+def test_two_processes_that_comment_at_once_leave_one_comment(fake: FakeLinear, board: LinearBoard) -> None:
+    """SM10: the second one looked before the first one had written. A twin that is gone already is fine."""
+    key = fake.add_issue("x")
+    for _ in range(2):
+        board.comment(key, "not routed", "route")
+        fake.alter("WholeTickets", lambda data: data["issues"]["nodes"][0]["comments"].update(nodes=[]))
+        fake.refuse("Delete", "invalid input")
+        board.comment(key, "not routed", "route")
+    assert len(fake.issues[key].comments) > 1
+
+    board.comment(key, "not routed", "route")
+    assert len(fake.issues[key].comments) == 1
+
+
 def test_our_comments_on_a_later_page_are_found(fake: FakeLinear, board: LinearBoard) -> None:
     key = fake.add_issue("x")
     board.comment(key, "mine", "m")
@@ -808,9 +822,11 @@ def test_a_token_no_header_can_hold_is_refused_without_naming_it(fake: FakeLinea
 def test_a_rate_limit_says_when_to_come_back(fake: FakeLinear, board: LinearBoard) -> None:
     """TR4: seconds from now, or a Unix time in seconds or milliseconds."""
     moment = (datetime.now(UTC) + timedelta(minutes=40)).replace(microsecond=0)
+    date = moment.strftime("%a, %d %b %Y %H:%M:%S GMT")
     seconds = int(moment.timestamp())
     cases: list[tuple[dict[str, str], datetime | None]] = [
         ({"X-RateLimit-Requests-Reset": str(seconds)}, moment),
+        ({"Retry-After": date}, moment),
         ({"X-RateLimit-Requests-Reset": str(seconds * 1000)}, moment),
         ({"Retry-After": "soon", "X-RateLimit-Requests-Reset": str(seconds)}, moment),
         ({"Retry-After": "9" * 30}, None),
@@ -830,21 +846,28 @@ def test_a_rate_limit_says_when_to_come_back(fake: FakeLinear, board: LinearBoar
     assert timedelta(seconds=80) < caught.value.reset_at - datetime.now(UTC) < timedelta(seconds=91)
 
 
-def test_the_remaining_budget_is_kept(fake: FakeLinear, board: LinearBoard) -> None:
+def test_a_used_up_budget_is_left_alone_until_its_window_ends(fake: FakeLinear, board: LinearBoard) -> None:
     """TR4"""
-    assert board.remaining_calls is None
-    fake.budget = 41
-    board.tickets_in_states(["Todo"])
-    assert board.remaining_calls == 41
-    fake.budget = None
-    fake.inject("OpenTickets", 429, headers={"X-RateLimit-Requests-Remaining": "0"})
-    with pytest.raises(RateLimited):
+    moment = (datetime.now(UTC) + timedelta(minutes=40)).replace(microsecond=0)
+    answer = {"data": {"teams": {"nodes": [{"id": "t"}]}, "issues": {"nodes": [], "pageInfo": {"hasNextPage": False}}}}
+    for remaining in ("41", "many", "0"):
+        reset = str(int(moment.timestamp() * 1000))
+        headers = {"X-RateLimit-Requests-Remaining": remaining, "X-RateLimit-Requests-Reset": reset}
+        fake.inject("OpenTickets", 200, answer, headers)
         board.tickets_in_states(["Todo"])
-    assert board.remaining_calls == 0
-    fake.inject("OpenTickets", 429, headers={"X-RateLimit-Requests-Remaining": "many"})
-    with pytest.raises(RateLimited):
+    with pytest.raises(RateLimited) as caught:
         board.tickets_in_states(["Todo"])
-    assert board.remaining_calls == 0
+    assert caught.value.reset_at == moment
+    assert len(fake.log) == 3
+
+
+def test_an_idle_hour_costs_thirty_calls(fake: FakeLinear, board: LinearBoard) -> None:
+    """TR4: with four queue states, and closed tickets as many as there may be."""
+    for number in range(9):
+        fake.add_issue(f"old {number}", state="Done")
+    for _ in range(30):
+        assert board.tickets_in_states(["Todo", "Agent Queue", "Backlog", "In Review"]) == []
+    assert len(fake.log) == 30
 
 
 @pytest.mark.parametrize("status", [200, 400, 401, 404, 429, 500])

@@ -119,13 +119,32 @@ def test_a_closed_one_that_cannot_be_opened_makes_room_for_a_new_one(fake: FakeG
     assert forge.find(BRANCH) == published
 
 
+def test_one_on_another_base_is_moved_to_the_wanted_one(fake: FakeGitHub, forge: GitHubForge) -> None:
+    """T8: a person, or a changed setting, had it on another branch; a second one would not be what was asked for."""
+    fake.add_pull(BRANCH, base="release", title="Add a flag", body="Because.")
+
+    assert publish(forge).base == publish(forge).base == "main"
+    assert [(asked.method, asked.body) for asked in fake.writes] == [("PATCH", {"base": "main"})]
+
+
 def test_a_merged_one_stays_as_it_is(fake: FakeGitHub, forge: GitHubForge) -> None:
     fake.add_pull(BRANCH, title="Done", state="closed", merged=True)
 
-    published = publish(forge, head_sha="b" * 40)
+    published = publish(forge)
 
     assert (published.state, published.title, published.head_sha) == ("merged", "Done", SHA)
     assert fake.writes == []
+
+
+def test_work_after_a_merge_gets_a_pull_request_of_its_own(fake: FakeGitHub, forge: GitHubForge) -> None:
+    """T8: the merged one shows nobody what was pushed since. The same call again updates the new one."""
+    fake.add_pull(BRANCH, title="Done", state="closed", merged=True)
+    fake.branches[BRANCH] = "b" * 40
+
+    urls = {publish(forge, head_sha="b" * 40).url for _ in range(2)}
+
+    assert urls == {"https://github.com/acme/shop/pull/2"}
+    assert len(fake.pulls) == 2
 
 
 def test_a_repository_without_drafts_gets_a_pull_request_that_is_none(fake: FakeGitHub, forge: GitHubForge) -> None:
@@ -145,7 +164,7 @@ def test_a_refusal_says_why(fake: FakeGitHub, forge: GitHubForge) -> None:
 def test_hostile_words_reach_github_as_text(fake: FakeGitHub, forge: GitHubForge) -> None:
     publish(forge, title="a\x1b[31m\r\nb\ud800" + "x" * 300, body="nul \x00 " + "y" * 100_000)
 
-    assert fake.pulls[1].title.startswith("a [31m b?xxx")
+    assert fake.pulls[1].title.startswith("a [31m b xxx")
     assert len(fake.pulls[1].title) == 256
     assert "\x00" not in fake.pulls[1].body
     assert len(fake.pulls[1].body) < 65_536
@@ -372,8 +391,10 @@ def test_reviews_say_who_belongs_to_the_repository_and_what_was_looked_at(fake: 
     number = fake.add_pull(BRANCH)
     fake.members = {"ada"}
     fake.add_review(number, "APPROVED", author="ada")
+    fake.add_comment(number, "Looks right.", author="ada")
     fake.add_comment(number, "Nice.", author="mallory")
     assert [(r.author, r.member, r.head_sha) for r in forge.reviews(BRANCH)] == [
         ("ada", True, SHA),
+        ("ada", True, None),
         ("mallory", False, None),
     ]
