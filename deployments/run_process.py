@@ -105,7 +105,8 @@ def _preload(packages: Sequence[str]) -> None:
             try:
                 importlib.import_module(name)
             except ImportError as error:
-                print(f"cannot import {name!r} ahead of its runs: {error}", file=sys.stderr, flush=True)
+                with suppress(OSError):  # the log is full
+                    print(f"cannot import {name!r} ahead of its runs: {error}", file=sys.stderr, flush=True)
     gc.collect()
     gc.freeze()  # the collector must not write to memory that all runs share
 
@@ -292,12 +293,20 @@ class _Log:
         os.set_blocking(reading, False)
         self._reading, self._path = reading, path
         self.sources = [reading]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        self._size = os.fstat(self._file).st_size
+        self._file, self._size = os.open(os.devnull, os.O_WRONLY), 0
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._write_to(os.O_APPEND)
+            self._size = os.fstat(self._file).st_size
+
+    def _write_to(self, how: int) -> None:
+        """The new file is open before the old one goes: its number must never become another file's."""
+        opened = os.open(self._path, os.O_WRONLY | os.O_CREAT | how, 0o600)
+        os.close(self._file)
+        self._file = opened
 
     def copy(self) -> None:
-        """Take what is there. A full disk loses output, never the run."""
+        """Take what is there. A full disk, or a folder that cannot be written, loses output, never the run (OB4)."""
         for _ in range(_CHUNKS):
             try:
                 data = os.read(self._reading, _CHUNK)
@@ -314,8 +323,7 @@ class _Log:
         if self._size + size > LOG_BYTES:
             with suppress(OSError):
                 self._path.replace(f"{self._path}.1")
-                os.close(self._file)
-                self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+                self._write_to(os.O_TRUNC)
                 self._size = os.write(self._file, b"[older output is in the file .log.1, or left out]\n")
 
 

@@ -112,7 +112,12 @@ def _pauses(snapshot: Snapshot) -> RenderableType:
 def _claims(snapshot: Snapshot) -> list[RenderableType]:
     rows = [
         *(
-            (c.state, c.ticket, f"node {c.node}, lease until {c.lease_until.astimezone():%H:%M:%S}")
+            (
+                c.state,
+                c.ticket,
+                f"node {c.node}, {c.turns} call(s), {c.tokens:,} tokens, lease until {c.lease_until.astimezone():%H:%M:%S}"
+                + (f"; {c.last_event_at.astimezone():%H:%M:%S} {c.last_event}" if c.last_event_at else ""),
+            )
             for c in snapshot.running
         ),
         *(("again", c.ticket, f"{_time(c.due_at) if c.due_at else 'now'}: {c.reason}") for c in snapshot.retrying),

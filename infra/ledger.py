@@ -205,6 +205,34 @@ class TicketRow(Row):
     updated_at: datetime
 
 
+class Work(Row):
+    """What was done for one ticket, all attempts together. `turns` are model calls, those of agent sessions one by one;
+    `error` is that of the last attempt, where one ended it."""
+
+    attempts: int = 0
+    turns: int = 0
+    tokens: int = 0
+    cost_usd: float = 0.0
+    error: str | None = None
+    last_event: str | None = None
+    last_event_at: datetime | None = None
+
+
+class Totals(Row):
+    """What was done for all tickets of all boards. `seconds` is the time of ended attempts, `model_seconds` that of models."""
+
+    tickets: int = 0
+    attempts: int = 0
+    accepted: int = 0
+    turns: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float = 0.0
+    seconds: float = 0.0
+    model_seconds: float = 0.0
+
+
 CostGroup = Literal["ticket", "role", "model", "node", "day"]
 
 
@@ -489,6 +517,18 @@ class Ledger:
             rows = session.execute(text(_OVERVIEW), {"board": self.board, "limit": limit})
             return [TicketRow.model_validate(dict(row)) for row in rows.mappings()]
 
+    def work(self, tickets: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Work]:
+        """What was done for these tickets (board, key), in one query; those never recorded are absent."""
+        with self._transaction() as session:
+            named = {"boards": [board for board, _ in tickets], "keys": [key for _, key in tickets]}
+            rows = session.execute(text(_WORK), named).mappings()
+            return {(row["board"], row["ticket"]): Work.model_validate(dict(row)) for row in rows}
+
+    def totals(self) -> Totals:
+        """Of all boards since the beginning."""
+        with self._transaction() as session:
+            return Totals.model_validate(dict(session.execute(text(_TOTALS)).mappings().one()))
+
     def history(self, ticket_key: str) -> TicketHistory:
         """Everything known about the ticket. Raises ConfigError for one that was never recorded."""
         usage = self.usage_by_role(ticket_key)
@@ -602,4 +642,43 @@ left join lateral (
 where ticket.board = :board
 order by updated_at desc, ticket.key
 limit :limit
+"""  # noqa: S608 - only the constant schema is put in
+
+_WORK = f"""
+select named.board, named.ticket, tried.attempts, used.turns, used.tokens, used.cost_usd, failed.error,
+       event.message as last_event, event.at as last_event_at
+from unnest(cast(:boards as text[]), cast(:keys as text[])) named(board, ticket)
+join {SCHEMA}.tickets ticket on ticket.board = named.board and ticket.key = named.ticket
+cross join lateral (
+    select count(*) as attempts from {SCHEMA}.attempts where board = named.board and ticket = named.ticket
+) tried
+cross join lateral (
+    select coalesce(sum(calls), 0) as turns, coalesce(sum(prompt_tokens + completion_tokens), 0) as tokens,
+           coalesce(sum(cost_usd), 0) as cost_usd
+    from {SCHEMA}.sessions session join {SCHEMA}.attempts attempt on attempt.id = session.attempt
+    where attempt.board = named.board and attempt.ticket = named.ticket
+) used
+left join lateral (
+    select error from {SCHEMA}.attempts
+    where board = named.board and ticket = named.ticket order by number desc limit 1
+) failed on true
+left join lateral (
+    select message, at from {SCHEMA}.events
+    where board = named.board and ticket = named.ticket order by id desc limit 1
+) event on true
+"""  # noqa: S608 - only the constant schema is put in
+
+_TOTALS = f"""
+select (select count(*) from {SCHEMA}.tickets) as tickets, tried.*, used.*
+from (
+    select count(*) as attempts, count(*) filter (where outcome = 'accepted') as accepted,
+           coalesce(extract(epoch from sum(ended_at - started_at)), 0) as seconds
+    from {SCHEMA}.attempts
+) tried
+cross join (
+    select coalesce(sum(calls), 0) as turns, coalesce(sum(prompt_tokens), 0) as prompt_tokens,
+           coalesce(sum(cached_tokens), 0) as cached_tokens, coalesce(sum(completion_tokens), 0) as completion_tokens,
+           coalesce(sum(cost_usd), 0) as cost_usd, coalesce(sum(seconds), 0) as model_seconds
+    from {SCHEMA}.sessions
+) used
 """  # noqa: S608 - only the constant schema is put in

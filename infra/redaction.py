@@ -1,10 +1,11 @@
-"""Masking secrets in text before it is stored or logged: values of secret environment variables and known token shapes."""
+"""Masking secrets in text before it is stored or logged: those of the settings, values of secret environment variables, and
+known token shapes."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 MASK = "***"
 
@@ -33,16 +34,27 @@ _SHAPES: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 
 
+_remembered: frozenset[str] = frozenset()
+
+
+def remember(secret: str) -> None:
+    """Mask this value from now on, wherever it came from: the variable that factory.yaml names may have any name."""
+    global _remembered
+    if len(secret.strip()) >= _SHORTEST_SECRET:
+        _remembered = _remembered | {secret.strip()}  # a new one: other threads are reading
+
+
 def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
-    """`text` with secrets replaced by `***`. `environment` None: this process's own."""
-    for value in _secret_values(os.environ if environment is None else environment):
+    """`text` with secrets replaced by `***`. `environment`: instead of what this process knows, its environment and all
+    that it was told to `remember`."""
+    for value in _secret_values(os.environ, _remembered) if environment is None else _secret_values(environment):
         text = text.replace(value, MASK)
     for shape, replacement in _SHAPES:
         text = shape.sub(replacement, text)
     return text
 
 
-def _secret_values(environment: Mapping[str, str]) -> list[str]:
+def _secret_values(environment: Mapping[str, str], others: Iterable[str] = ()) -> list[str]:
     """Longest first, so that a secret that contains another one is masked whole."""
     named = {v for name, v in environment.items() if _SECRET_NAME.search(name) and len(v) >= _SHORTEST_SECRET}
-    return sorted(named, key=len, reverse=True)
+    return sorted(named.union(others), key=len, reverse=True)

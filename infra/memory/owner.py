@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 
+from infra import logs
 from infra.errors import CapacityUnavailable, FactoryError, InfraError, Unreachable
 from infra.files import write_atomically
 from infra.memory import Answer, Clusters, Fresh, Health, Ids, Point, Recalled, Since, Wanted
@@ -363,7 +364,7 @@ def main() -> None:
     os.umask(0o077)
     private_folder(orders.folder)
     _into_log(orders.folder / "owner.log")
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    logs.start()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with suppress(CapacityUnavailable):
         serve(orders)
