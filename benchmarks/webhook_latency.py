@@ -224,8 +224,8 @@ class Factory:
         key = self._board.add_issue(f"total ignores the discount ({number})", BODY)
         calls = self._model.calls
         sent = time.time()
-        assert self._settings.webhooks.linear_secret  # we wrote the file
-        send_webhook(self._webhooks("webhooks/linear"), key, self._settings.webhooks.linear_secret.get_secret_value())
+        [secret] = self._settings.webhooks.linear_secret
+        send_webhook(self._webhooks("webhooks/linear"), key, secret.get_secret_value())
         answered = time.time()
         first_action = wait_for(lambda: self._board.working_at.get(key), f"the first action on {key}", TICKET_SECONDS)
         held = wait_for(lambda: self._held(key), f"the claim of {key}", TICKET_SECONDS)

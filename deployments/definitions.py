@@ -201,6 +201,20 @@ async def apply(client: PrefectClient, definition: Definition, empty_folder: str
     )
 
 
+async def apply_all(client: PrefectClient, pool: str, definitions: Sequence[Definition], empty_folder: str) -> None:
+    """Make the pool's deployments of our flows exactly these: one that is left over would go on by its schedule."""
+    from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
+
+    for definition in definitions:
+        await apply(client, definition, empty_folder)
+    wanted = {(each.name, each.entrypoint) for each in definitions}
+    of_pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
+    for there in await client.read_deployments(work_pool_filter=of_pool, limit=200):
+        ours = (there.entrypoint or "").startswith("flows.")
+        if ours and (there.name, there.entrypoint) not in wanted:
+            await client.delete_deployment(there.id)
+
+
 async def ensure_pool(client: PrefectClient, name: str, slots: int) -> None:
     """Create the work pool with its limit, or correct the limit."""
     from prefect.client.schemas.actions import WorkPoolCreate

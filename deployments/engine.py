@@ -6,6 +6,7 @@ Prefect reads its settings when it is imported, so `choose_engine` comes before 
 from __future__ import annotations
 
 import atexit
+import base64
 import ctypes
 import logging
 import os
@@ -32,6 +33,9 @@ HOST = "127.0.0.1"
 START_SECONDS = 180.0
 """Longest wait for a Prefect server: 15 s on an idle two-core machine with a new database, 40 s under load."""
 STOP_SECONDS = 20.0
+
+LOGGING = Path(__file__).with_name("logging.yml")
+"""How processes that import Prefect log."""
 
 _SECRET_NAME = re.compile(r"(_KEY|_TOKEN|_SECRET|PASSWORD)$", re.IGNORECASE)
 _log = logging.getLogger(__name__)
@@ -136,6 +140,7 @@ def engine_environment(settings: Settings, verbose: bool = False) -> dict[str, s
         "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "false",  # one request fewer per client; our server does not ask for it
         "PREFECT_CLI_PROMPT": "false",
         "DO_NOT_TRACK": "1",
+        "PREFECT_LOGGING_SETTINGS_PATH": str(LOGGING),
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO" if verbose else "CRITICAL",
         "PREFECT_WORKER_QUERY_SECONDS": "0.5",
     }
@@ -164,10 +169,19 @@ def start_server(settings: Settings, port: int, log: Path, extra: list[str]) -> 
 
 
 def start_child(command: list[str], environment: dict[str, str], folder: Path, log: Path) -> subprocess.Popen[bytes]:
-    """Start a process group of its own that gets SIGTERM when this process dies, however it dies (Linux)."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as output:
+    """Start a process group of its own that gets SIGTERM when this process dies, however it dies (Linux). Where its log
+    cannot be written, what it says is lost (OB4)."""
+    with _opened(log) as output:
         return _spawn(command, environment, folder, output)
+
+
+def _opened(log: Path) -> IO[bytes]:
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return log.open("wb")
+    except OSError as error:
+        _log.warning("log=%r outcome=not-written reason=%r", str(log), str(error))
+        return Path(os.devnull).open("wb")
 
 
 def _spawn(command: list[str], environment: dict[str, str], folder: Path, output: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -205,19 +219,29 @@ def wait_for_server(api_url: str, child: subprocess.Popen[bytes] | None = None, 
     while not is_healthy(api_url):
         ended = child is not None and child.poll() is not None
         if ended or time.monotonic() > deadline:
-            raise Unreachable(f"Prefect's server at {api_url} did not start{_log_hint(log)}")
+            raise Unreachable(f"Prefect's server at {api_url} did not start{log_hint(log)}")
         time.sleep(0.2)
 
 
 def is_healthy(api_url: str) -> bool:
-    """True when a Prefect server answers at this address (with `/api`)."""
+    """True when a Prefect server answers at this address (with `/api`); it says so in its own words."""
     try:
-        return httpx.get(f"{api_url}/health", timeout=5).status_code == httpx.codes.OK
+        answer = httpx.get(f"{api_url}/health", timeout=5)
     except (httpx.HTTPError, httpx.InvalidURL):
         return False
+    return answer.is_success and answer.text.strip() == "true"
 
 
-def _log_hint(log: Path | None) -> str:
+def credentials() -> dict[str, str]:
+    """The header that shows a Prefect server who we are; none when it asks for nothing. As Prefect's own client does it."""
+    if words := os.environ.get("PREFECT_API_AUTH_STRING"):
+        return {"Authorization": f"Basic {base64.b64encode(words.encode()).decode()}"}
+    key = os.environ.get("PREFECT_API_KEY")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def log_hint(log: Path | None) -> str:
+    """The end of a message: where to look, and the last lines that stand there."""
     lines = log.read_text(errors="replace").splitlines()[-3:] if log and log.exists() else []
     return f"; look into {str(log)!r}, which ends with:\n  " + "\n  ".join(line[:300] for line in lines) if log else ""
 

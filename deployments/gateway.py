@@ -13,7 +13,7 @@ import socket
 import ssl
 import threading
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -26,7 +26,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from deployments.engine import credentials
+from deployments.metrics import routes
+from infra import logs
 from infra.database import open_database
 from infra.deliveries import Deliveries
 from infra.errors import ConfigError, InfraError
@@ -51,14 +55,16 @@ ACCEPT_SECONDS = 4.0
 RETRY_AFTER_SECONDS = 30
 EMIT_SECONDS = 5.0
 STOP_SECONDS = 5
+CONNECTION_SECONDS = 30.0
+"""A connection is closed after this time, or with the answer that is under way then: longer than a delivery ever takes."""
 TICKET_TOUCHED = "darkfactory.ticket.touched"
 PULL_REQUEST_TOUCHED = "darkfactory.pull-request.touched"
 REFINEMENT_ASKED = "darkfactory.refinement.asked"
 
 Accept = Callable[[Delivery, str | None, str | None], Awaitable[bool]]
 """Records a delivery with its board and ticket key durably; False when its id was there before. Both None: a pull request's."""
-Emit = Callable[[Delivery, str, str | None], Awaitable[None]]
-"""Sends the event: delivery, then board and ticket key, or repository and None for a pull request."""
+Emit = Callable[[Delivery, str, str | None], Awaitable[bool]]
+"""Sends the event: delivery, then board and ticket key, or repository and None for a pull request. True when it was taken."""
 Sent = Callable[[Delivery], Awaitable[None]]
 
 _log = logging.getLogger(__name__)
@@ -78,6 +84,7 @@ def make_app(
     emit: Emit,
     *,
     repositories: Mapping[str, RepositorySection] | None = None,
+    more: Sequence[Route] = (),
 ) -> Starlette:
     """POST /webhooks/{github,linear,jira} and GET /health. Every answer is one line of JSON, errors are `{"error": …}`.
 
@@ -89,24 +96,40 @@ def make_app(
         routes=[
             Route("/webhooks/{source}", receiver.receive, methods=["POST"]),
             Route("/health", _health, methods=["GET"]),
+            *more,
         ],
         exception_handlers=dict.fromkeys((Refused, HTTPException, Exception), _explain),
     )
 
 
 async def serve(
-    settings: Settings, api_url: str, accept: Accept, stop: threading.Event | asyncio.Event, *, sent: Sent | None = None
+    settings: Settings,
+    api_url: str,
+    accept: Accept,
+    stop: threading.Event | asyncio.Event,
+    *,
+    sent: Sent | None = None,
+    more: Sequence[Route] = (),
 ) -> None:
-    """Receive webhooks at `settings.webhooks` until `stop` is set; then requests under way are finished.
+    """Receive webhooks at `settings.webhooks`, and answer `more`, until `stop` is set; then requests under way are finished.
 
     `sent` is told of every delivery whose event Prefect took. Raises ConfigError when the address cannot be listened on.
     """
 
-    async def emit(delivery: Delivery, name: str, ticket: str | None) -> None:
-        if await emit_event(api_url, delivery, name, ticket) and sent is not None:
+    async def emit(delivery: Delivery, name: str, ticket: str | None) -> bool:
+        taken = await emit_event(api_url, delivery, name, ticket)
+        if taken and sent is not None:
             await sent(delivery)
+        return taken
 
-    app = make_app(settings.webhooks, settings.all_boards, accept, emit, repositories=settings.repositories)
+    app = make_app(
+        settings.webhooks,
+        settings.all_boards,
+        accept,
+        emit,
+        repositories=settings.repositories,
+        more=more,
+    )
     with _listening(settings.webhooks.host, settings.webhooks.port) as listener:
         await _run(app, listener, stop)
 
@@ -126,6 +149,7 @@ def _listening(host: str, port: int) -> socket.socket:
 async def _run(app: Starlette, listener: socket.socket, stop: threading.Event | asyncio.Event) -> None:
     config = uvicorn.Config(
         app,
+        http=_Connection,
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -144,6 +168,18 @@ async def _run(app: Starlette, listener: socket.socket, stop: threading.Event | 
         await serving
 
 
+class _Connection(H11Protocol):
+    """uvicorn waits without end for the head of a request: who sends it byte by byte would keep a connection for good."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as its base does
+        super().connection_made(transport)
+        self._closing = self.loop.call_later(CONNECTION_SECONDS, self.shutdown)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closing.cancel()
+        super().connection_lost(exc)
+
+
 class _Receiver:
     def __init__(
         self,
@@ -153,18 +189,18 @@ class _Receiver:
         accept: Accept,
         emit: Emit,
     ) -> None:
-        self._secrets: dict[Source, SecretStr | None] = {
-            "github": secrets.github_secret,
-            "linear": secrets.linear_secret,
-            "jira": secrets.jira_secret,
+        self._secrets: dict[Source, tuple[str, ...]] = {
+            "github": _plain(secrets.github_secret),
+            "linear": _plain(secrets.linear_secret),
+            "jira": _plain(secrets.jira_secret),
         }
         self._boards, self._repositories = boards, repositories
         self._accept, self._emit = accept, emit
 
     async def receive(self, request: Request) -> Response:
-        source, secret = self._source(request.path_params["source"])
+        source, secrets = self._source(request.path_params["source"])
         body = await _read(request)
-        delivery = check(source, request.headers, body, secret, datetime.now(UTC))
+        delivery = check(source, request.headers, body, secrets, datetime.now(UTC))
         place = place_of(delivery, self._boards, self._repositories)
         if place is None:
             dropped = "it is about no ticket of a configured board and no pull request of a configured repository"
@@ -172,12 +208,16 @@ class _Receiver:
         if not await self._accepted(delivery, place):
             return JSONResponse({"accepted": False, "reason": "seen before"}, 200)
         _log.info("webhook accepted: %s", _words(delivery, place))
-        return JSONResponse({"accepted": True}, 202, background=BackgroundTask(self._tell, delivery, place))
+        if delivery.about != "refinement":
+            return JSONResponse({"accepted": True}, 202, background=BackgroundTask(self._tell, delivery, place))
+        if not await self._tell(delivery, place):  # a wish stands nowhere else, so no poll would find it
+            raise _later("Prefect does not answer")
+        return JSONResponse({"accepted": True}, 202)
 
-    def _source(self, name: str) -> tuple[Source, str]:
-        for source, secret in self._secrets.items():
-            if source == name and secret is not None and secret.get_secret_value().strip():
-                return source, secret.get_secret_value()
+    def _source(self, name: str) -> tuple[Source, tuple[str, ...]]:
+        for source, secrets in self._secrets.items():
+            if source == name and secrets:
+                return source, secrets
             if source == name:
                 raise HTTPException(404, f"no secret is configured for {name}, set webhooks.{name}_secret")
         raise HTTPException(404, f"unknown service; use one of {', '.join(self._secrets)}")
@@ -188,15 +228,22 @@ class _Receiver:
                 return await self._accept(delivery, place.name if place.ticket else None, place.ticket)
         except (InfraError, TimeoutError) as error:
             _log.warning("webhook refused for now: %s reason=%r", _words(delivery, place), str(error) or "timed out")
-            raise HTTPException(
-                503, "the database does not answer; send it again later", {"Retry-After": str(RETRY_AFTER_SECONDS)}
-            ) from None
+            raise _later("the database does not answer") from None
 
-    async def _tell(self, delivery: Delivery, place: Place) -> None:
+    async def _tell(self, delivery: Delivery, place: Place) -> bool:
         try:
-            await self._emit(delivery, place.name, place.ticket)
-        except InfraError as error:
-            _log.warning("webhook's event is left to the next poll: %s reason=%r", _words(delivery, place), str(error))
+            return await self._emit(delivery, place.name, place.ticket)
+        except InfraError as error:  # the database: Prefect has the event, a repeat would be the same one
+            _log.warning("webhook's event was not noted: %s reason=%r", _words(delivery, place), str(error))
+            return True
+
+
+def _plain(secrets: tuple[SecretStr, ...]) -> tuple[str, ...]:
+    return tuple(value for secret in secrets if (value := secret.get_secret_value()).strip())
+
+
+def _later(reason: str) -> HTTPException:
+    return HTTPException(503, f"{reason}; send it again later", {"Retry-After": str(RETRY_AFTER_SECONDS)})
 
 
 def place_of(
@@ -239,7 +286,7 @@ async def emit_event(api_url: str, delivery: Delivery, board: str, ticket: str |
     """
     event = _event(delivery, board, ticket)
     try:
-        async with httpx.AsyncClient(timeout=EMIT_SECONDS, verify=_trusted()) as client:
+        async with httpx.AsyncClient(timeout=EMIT_SECONDS, verify=_trusted(), headers=credentials()) as client:
             (await client.post(f"{api_url}/events", json=[event])).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         _log.warning("event not sent: %s reason=%s", _words(delivery, Place(board, ticket)), type(error).__name__)
@@ -324,6 +371,7 @@ async def _explain(request: Request, error: Exception) -> Response:
 
 def main() -> None:
     """Receive webhooks for the factory of this home until SIGTERM (`darkfactory up` starts this)."""
+    logs.start()
     settings = current_settings().settings
     with open_database(settings) as database:
         deliveries = Deliveries(database)
@@ -335,7 +383,8 @@ def main() -> None:
         async def sent(delivery: Delivery) -> None:
             await asyncio.to_thread(deliveries.emitted, delivery.source, delivery.id)
 
-        asyncio.run(serve(settings, os.environ["PREFECT_API_URL"], accept, asyncio.Event(), sent=sent))
+        more = routes(settings, latest=lambda: current_settings().settings)
+        asyncio.run(serve(settings, os.environ["PREFECT_API_URL"], accept, asyncio.Event(), sent=sent, more=more))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ makes a machine a node of a factory that is up elsewhere. Both stay in the foreg
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import re
 import signal
@@ -22,7 +23,7 @@ import httpx
 from deployments.definitions import (
     CONTROL,
     CONTROL_SLOTS,
-    apply,
+    apply_all,
     control_table,
     ensure_pool,
     ensure_triggers,
@@ -37,6 +38,7 @@ from deployments.engine import (
     engine_environment,
     free_port,
     is_healthy,
+    log_hint,
     read_record,
     record_path,
     start_child,
@@ -47,11 +49,12 @@ from deployments.engine import (
 from deployments.repair import following
 from infra.claims import Claims
 from infra.database import Database, open_database
-from infra.errors import CapacityUnavailable, ConfigError, FactoryError, Unreachable
+from infra.errors import AuthFailed, CapacityUnavailable, ConfigError, FactoryError, Unreachable
 from infra.fleet import Fleet, Node, NodeState, pool_name
 from infra.llm.local import process_started
 from infra.memory.client import Memory, served
-from infra.settings import Settings
+from infra.reloading import Edits, Loaded
+from infra.settings import NODE_NAME, Settings
 from infra.slots import sole
 
 if TYPE_CHECKING:
@@ -61,6 +64,9 @@ NODE_LEASE_SECONDS = 45.0
 HEARTBEAT_SECONDS = 10.0
 LEAVE_SECONDS = 600.0
 """How long a node that leaves waits for its runs to end before it stops them; their tickets go to other nodes."""
+
+GATEWAY = ["deployments.gateway"]
+GATEWAY_AGAIN_SECONDS = 30.0
 
 Say = Callable[[str], None]
 
@@ -98,7 +104,7 @@ def _supervise(settings: Settings, port: int, say: Say) -> None:
         for arguments in (
             ["deployments.worker", "--pool", CONTROL, "--slots", str(CONTROL_SLOTS)],
             ["deployments", "node", "join", "--name", settings.node_name, "--slots", str(slots), "--api", api_url],
-            ["deployments.gateway"],
+            GATEWAY,
         ):
             children.append(_start(settings, arguments))
             _record(settings, api_url, children)
@@ -106,18 +112,23 @@ def _supervise(settings: Settings, port: int, say: Say) -> None:
         say(f"webhooks: http://{settings.webhooks.host}:{settings.webhooks.port}/webhooks/github (linear, jira)")
         say(f"node {settings.node_name!r} with {slots} slot(s); boards: {', '.join(sorted(settings.all_boards))}")
         say(f"boards are read every {settings.dispatch.every_seconds:.0f} s; Ctrl-C ends all")
-        _watch(children, settings)
+        _watch(children, settings, api_url, say)
     finally:
+        say("ending; what runs is stopped, and goes on with the next `darkfactory up`")
         for child in reversed(children):
             end_group(child)
         record_path(settings.root).unlink(missing_ok=True)
 
 
 def _start(settings: Settings, arguments: list[str]) -> subprocess.Popen[bytes]:
-    name = "node" if "join" in arguments else arguments[0].rpartition(".")[2]
     environment = {**os.environ, **engine_environment(settings, verbose=True)}  # its output is a log file
-    log = settings.root / "logs" / f"{name}.log"
-    return start_child([sys.executable, "-P", "-m", *arguments], environment, empty_folder(settings), log)
+    command = [sys.executable, "-P", "-m", *arguments]
+    return start_child(command, environment, empty_folder(settings), _log_of(settings, arguments))
+
+
+def _log_of(settings: Settings, arguments: list[str]) -> Path:
+    name = "node" if "join" in arguments else arguments[0].rpartition(".")[2]
+    return settings.root / "logs" / f"{name}.log"
 
 
 def _record(settings: Settings, api_url: str, children: list[subprocess.Popen[bytes]]) -> None:
@@ -142,29 +153,56 @@ async def _set_up_control(settings: Settings) -> None:
     """The factory's own pool, flows, schedules and automations; all of it may be there already."""
     from prefect.client.orchestration import get_client
 
-    async with get_client() as client:
-        await ensure_pool(client, CONTROL, CONTROL_SLOTS)
-        for definition in control_table(settings):
-            await apply(client, definition, str(empty_folder(settings)))
-        await ensure_triggers(client)
+    with _translated("the factory's own flows"):
+        async with get_client() as client:
+            await ensure_pool(client, CONTROL, CONTROL_SLOTS)
+            await apply_all(client, CONTROL, control_table(settings), str(empty_folder(settings)))
+            await ensure_triggers(client)
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    try:
+        yield
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            raise AuthFailed(
+                "Prefect's server lets nobody in without its password; set PREFECT_API_AUTH_STRING to what the server has as "
+                "PREFECT_SERVER_API_AUTH_STRING, or PREFECT_API_KEY"
+            ) from None
+        raise Unreachable(f"Prefect's server does not take {what}: {error!r}; run the command again") from error
+    except httpx.HTTPError as error:
+        raise Unreachable(f"Prefect's server does not take {what}: {error!r}; run the command again") from error
 
 
 def join(settings: Settings, name: str, slots: int, labels: Sequence[str], api_url: str, say: Say) -> None:
     """Be a node until SIGINT, SIGTERM, or until it left. Only outbound connections are made: to Prefect and the database.
 
-    Raises ConfigError (name taken, bad address), Unreachable.
+    Raises ConfigError (name taken, no database named), AuthFailed, Unreachable.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
+    if not re.fullmatch(NODE_NAME, name):
         raise ConfigError(f"{name!r} is not usable as a node's name; use letters, digits and . _ - (at most 63)")
-    api_url = api_url.rstrip("/")
-    if not is_healthy(api_url):
+    given = api_url.rstrip("/")
+    # the address of the pages is what people have at hand
+    found = next((url for url in (given, f"{given}/api") if is_healthy(url)), None)
+    if found is None:
         raise Unreachable(f"no Prefect server answers at {api_url!r}; start `darkfactory up` there, or correct --api")
-    os.environ.update(engine_environment(settings, verbose=True), PREFECT_API_URL=api_url, DARKFACTORY_NODE=name)
+    if settings.database_url is None and not _is_up(settings):  # it would start an empty one, and wait in vain
+        raise ConfigError(
+            "a node takes its work from the database of its factory; set database_url to the one that `darkfactory up` uses "
+            "(DARKFACTORY_DATABASE_URL), as docs/nodes.md says"
+        )
+    os.environ.update(engine_environment(settings, verbose=True), PREFECT_API_URL=found, DARKFACTORY_NODE=name)
     settings = settings.model_copy(update={"node": name})
     settings.__dict__.pop("node_name", None)
     with stopping_on_signals(), suppress(Stopped), _only_one(settings, name), open_database(settings) as database:
         _be_a_node(settings, database, name, slots, labels, say)
     say(f"node {name!r} ended")
+
+
+def _is_up(settings: Settings) -> bool:
+    record = read_record(settings.root)
+    return record is not None and record.up.alive
 
 
 @contextmanager
@@ -219,15 +257,12 @@ async def _set_up_node(settings: Settings, name: str, slots: int) -> None:
     """The node's pool (one more than its slots, so that cleaning never waits for a ticket) and deployments."""
     from prefect.client.orchestration import get_client
 
-    try:
+    with _translated(f"node {name!r}"):
         async with get_client() as client:
             await ensure_pool(client, pool_name(name), slots + 1)
-            for definition in node_table(name):
-                await apply(client, definition, str(empty_folder(settings)))
+            await apply_all(client, pool_name(name), node_table(name), str(empty_folder(settings)))
             clean = await client.read_deployment_by_name(f"clean-node/{name}")
             await client.create_flow_run_from_deployment(clean.id)
-    except httpx.HTTPError as error:
-        raise Unreachable(f"Prefect's server does not take node {name!r}: {error!r}; run the command again") from error
 
 
 def _requeue_dead(claims: Claims, flow_run: str) -> None:
@@ -290,10 +325,10 @@ def _alive(fleet: Fleet, name: str) -> bool:
     return any(node.name == name and node.alive for node in fleet.nodes())
 
 
-def drain(settings: Settings, name: str) -> None:
-    """Give the node no more work; what runs there goes on. Raises ConfigError for an unknown node."""
+def drain(settings: Settings, name: str) -> NodeState:
+    """Give the node no more work; what runs there goes on. Returns its state. Raises ConfigError for an unknown node."""
     with open_database(settings) as database:
-        Fleet(database).set_state(name, "draining")
+        return Fleet(database).set_state(name, "draining")
 
 
 def listed(settings: Settings) -> list[tuple[Node, list[str]]]:
@@ -303,16 +338,61 @@ def listed(settings: Settings) -> list[tuple[Node, list[str]]]:
         return [(node, [c.ticket for c in held if c.node == node.name]) for node in Fleet(database).nodes()]
 
 
-def _watch(children: list[subprocess.Popen[bytes]], settings: Settings) -> None:
-    """Until a child ends, which it never should, or a signal comes."""
+def _watch(children: list[subprocess.Popen[bytes]], settings: Settings, api_url: str, say: Say) -> None:
+    """Until a child ends that all need, or a signal comes. A node that left may go, and the gateway is started again (OB4):
+    tickets are found by polling, too."""
+    again = math.inf
+    edits = Edits(settings)
     while True:
-        for child in children:
-            if child.poll() is not None:
-                raise Unreachable(
-                    f"{' '.join(map(str, child.args[3:6]))} ended with status {child.returncode}; "  # type: ignore[index]  # our own list
-                    f"look into {str(settings.root / 'logs')!r} and run `darkfactory up` again"
-                )
+        was, edited = edits.settings, edits.look()
+        if edited is not None and _follow(was, edited, say):
+            for child in [each for each in children if _arguments(each) == GATEWAY]:
+                end_group(child)
+                children.remove(child)
+            again = -math.inf
+        for child in [each for each in children if each.poll() is not None]:
+            say(_bearable(child, settings))
+            children.remove(child)
+            if _arguments(child) == GATEWAY:
+                again = time.monotonic() + GATEWAY_AGAIN_SECONDS
+            _record(settings, api_url, children)
+        if time.monotonic() > again:
+            children.append(_start(settings, GATEWAY))
+            _record(settings, api_url, children)
+            again = math.inf
         time.sleep(0.5)
+
+
+def _follow(was: Settings, now: Loaded, say: Say) -> bool:
+    """What an edit of factory.yaml changes in what `up` set up (CF1); all else reads it anew. True: the gateway has to."""
+    if now.problem is not None:
+        say(f"{now.problem}; nothing new is launched")
+        return False
+    say("factory.yaml was read anew")
+    if control_table(now.settings) != control_table(was):
+        try:
+            asyncio.run(_set_up_control(now.settings))
+        except FactoryError as error:
+            say(f"the schedules stay as they were, until the next edit or `darkfactory up`: {error}")
+    return any(getattr(now.settings, name) != getattr(was, name) for name in ("webhooks", "boards", "repositories"))
+
+
+def _bearable(child: subprocess.Popen[bytes], settings: Settings) -> str:
+    """What to say of a child that ended. Raises Unreachable when nothing goes on without it."""
+    arguments = _arguments(child)
+    if arguments == GATEWAY:
+        return f"no webhooks for now, boards are still read: the gateway ended{log_hint(_log_of(settings, GATEWAY))}"
+    if "join" in arguments and child.returncode == 0:
+        return f"node {settings.node_name!r} has left, all else goes on; start `darkfactory up` again to have it back"
+    raise Unreachable(
+        f"{' '.join(arguments[:3])} ended with status {child.returncode}; "
+        f"look into {str(settings.root / 'logs')!r} and run `darkfactory up` again"
+    )
+
+
+def _arguments(child: subprocess.Popen[bytes]) -> list[str]:
+    """What we started it with, after the interpreter and its own options."""
+    return [str(word) for word in child.args[3:]]  # type: ignore[index]  # our own list
 
 
 @contextmanager

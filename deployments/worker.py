@@ -17,8 +17,10 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import anyio
 import anyio.abc
@@ -26,13 +28,16 @@ import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
     FlowRunFilterState,
     FlowRunFilterStateType,
     WorkPoolFilter,
     WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import refresh_global_settings_context
+from prefect.exceptions import ObjectNotFound
 from prefect.flows import load_flow_from_flow_run
 from prefect.runner._flow_run_executor import FlowRunExecutionResult, FlowRunExecutorContext
 from prefect.runner._process_manager import ProcessHandle
@@ -54,6 +59,8 @@ if TYPE_CHECKING:
     from prefect.client.schemas.responses import WorkerFlowRunResponse
 
 POLL_SECONDS = 0.5
+LATE = timedelta(seconds=60)
+"""A scheduled run that waited longer was missed, and may not be the only one."""
 AGAIN_SECONDS = 10.0
 """Between two tries to reach a server that was away."""
 WARM_SECONDS = 120.0
@@ -301,6 +308,11 @@ class Spawners:
             await spawner.stop()
 
 
+def _is_late(run: FlowRun) -> bool:
+    due = run.expected_start_time
+    return run.auto_scheduled and due is not None and datetime.now(UTC) - due > LATE
+
+
 class _Starter:
     """Starts one run, in the way Prefect's `FlowRunExecutor` asks for it."""
 
@@ -362,8 +374,28 @@ class NodeWorker(BaseWorker[ProcessJobConfiguration, ProcessVariables, ProcessWo
     async def _submit_scheduled_flow_runs(self, flow_run_response: list[WorkerFlowRunResponse]) -> list[FlowRun]:
         """Without runs whose process is still going: one that is resumed the moment it was suspended ends Prefect's worker
         (3.8.8: "this borrower is already holding one of this CapacityLimiter's tokens"). They are taken at the next poll."""
-        going = self.limiter.statistics().borrowers
-        return await super()._submit_scheduled_flow_runs([e for e in flow_run_response if e.flow_run.id not in going])
+        going = {run for run in self.limiter.statistics().borrowers if isinstance(run, UUID)}
+        found = [each for each in flow_run_response if each.flow_run.id not in going]
+        if late := {each.flow_run.id for each in found if _is_late(each.flow_run)}:
+            late -= await self._latest(going)
+        return await super()._submit_scheduled_flow_runs([each for each in found if each.flow_run.id not in late])
+
+    async def _latest(self, going: set[UUID]) -> set[UUID]:
+        """Of each schedule's runs that came due while nobody took them, the latest. The others are deleted: after a night's
+        sleep a hundred ticks in a row would find what one finds."""
+        due = FlowRunFilter(
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+            expected_start_time=FlowRunFilterExpectedStartTime(before_=datetime.now(UTC)),
+        )
+        pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[self.work_pool.name]))
+        latest: dict[UUID | None, UUID] = {}
+        for run in await self.client.read_flow_runs(
+            work_pool_filter=pool, flow_run_filter=due, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=200
+        ):
+            if run.auto_scheduled and latest.setdefault(run.deployment_id, run.id) != run.id and run.id not in going:
+                with suppress(ObjectNotFound):
+                    await self.client.delete_flow_run(run.id)
+        return set(latest.values())
 
     async def run(
         self,

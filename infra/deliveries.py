@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import and_, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Mapped, mapped_column
 
 from infra.database import Database, Row, Table
+
+LOST_AFTER = timedelta(seconds=15)
+"""Longer than a receiver tries to hand an event on: after that it died before it could."""
 
 
 class DeliveryTable(Table):
@@ -40,11 +43,13 @@ class Deliveries:
         self._transaction = database.transaction
 
     def accept(self, source: str, id: str, kind: str, board: str | None, ticket: str | None) -> bool:
-        """Record a delivery. False when it was there before: a repeat or a replay (SM10)."""
+        """Record a delivery. False when it was there before: a repeat or a replay (SM10), unless its event got lost."""
         new = insert(DeliveryTable).values(source=source, id=id, kind=kind, board=board, ticket=ticket)
+        lost = and_(DeliveryTable.emitted_at.is_(None), DeliveryTable.received_at < func.now() - LOST_AFTER)
+        again = {"received_at": func.now()}
         with self._transaction() as session:
-            fresh = new.on_conflict_do_nothing(index_elements=["source", "id"]).returning(DeliveryTable.id)
-            return session.scalar(fresh) is not None
+            fresh = new.on_conflict_do_update(index_elements=["source", "id"], set_=again, where=lost)
+            return session.scalar(fresh.returning(DeliveryTable.id)) is not None
 
     def emitted(self, source: str, id: str) -> None:
         mine = update(DeliveryTable).where(DeliveryTable.source == source, DeliveryTable.id == id)

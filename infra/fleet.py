@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Literal
 
-from sqlalchemy import CheckConstraint, func, select, update
+from sqlalchemy import CheckConstraint, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -76,11 +76,11 @@ class Fleet:
                 "provider": provider,
                 "lease_until": now + timedelta(seconds=lease_seconds),
             }
-            old = session.get(NodeTable, name, with_for_update=True)
-            if old and old.machine != machine and old.state != "left" and old.lease_until > now:
-                raise ConfigError(f"a node named {name!r} is alive on another machine; choose another --name")
             new = insert(NodeTable).values(name=name, **values)
-            session.execute(new.on_conflict_do_update(index_elements=["name"], set_=values))
+            free = or_(NodeTable.machine == machine, NodeTable.state == "left", NodeTable.lease_until <= now)
+            joined = new.on_conflict_do_update(index_elements=["name"], set_=values, where=free)
+            if session.scalar(joined.returning(NodeTable.name)) is None:
+                raise ConfigError(f"a node named {name!r} is alive on another machine; choose another --name")
         return next(node for node in self.nodes() if node.name == name)
 
     def renew(self, name: str, machine: str, lease_seconds: float) -> NodeState | None:
@@ -93,13 +93,19 @@ class Fleet:
                 row.lease_until = self._now(session) + timedelta(seconds=lease_seconds)
             return row.state  # type: ignore[return-value]  # the check constraint says so
 
-    def set_state(self, name: str, state: NodeState) -> None:
-        """`draining`: gets no new work; `left`: gone. Raises ConfigError for an unknown node, with the known ones."""
+    def set_state(self, name: str, state: NodeState) -> NodeState:
+        """`draining`: gets no new work; `left`: gone, and it stays so until it joins again. Returns the state it has then.
+
+        Raises ConfigError for an unknown node, with the known ones.
+        """
         with self._transaction() as session:
-            changed = session.execute(update(NodeTable).where(NodeTable.name == name).values(state=state))
-            if not changed.rowcount:  # type: ignore[attr-defined]  # an update's result has it
+            here = NodeTable.name == name
+            session.execute(update(NodeTable).where(here, NodeTable.state != "left").values(state=state))
+            found: NodeState | None = session.scalar(select(NodeTable.state).where(here))
+            if found is None:
                 known = ", ".join(session.scalars(select(NodeTable.name).order_by(NodeTable.name))) or "none"
                 raise ConfigError(f"no node is named {name!r} (known: {known}); see `darkfactory node list`")
+            return found
 
     def nodes(self) -> list[Node]:
         """All nodes by name, those that left too."""

@@ -83,26 +83,27 @@ class _Subject(NamedTuple):
     instructions: str = ""
 
 
-def check(source: Source, headers: Mapping[str, str], body: bytes, secret: str, now: datetime) -> Delivery:
-    """Verify the signature over the raw body, then read it. `headers` in any case; `now` is aware.
+def check(source: Source, headers: Mapping[str, str], body: bytes, secrets: tuple[str, ...], now: datetime) -> Delivery:
+    """Verify the signature over the raw body, then read it. `headers` in any case; `now` is aware; one of `secrets` has to
+    fit, and an empty one never does.
 
     Raises Refused: 401 signature missing or wrong, 400 malformed, 409 stale. Only Linear signs a time: a replay of the
     others is for the caller to find by `id`.
     """
     given = {name.lower(): value for name, value in headers.items()}
-    _verify(source, given, body, secret)
+    _verify(source, given, body, secrets)
     if given.get("content-type", "").lower().startswith("application/x-www-form-urlencoded"):
         raise Refused(400, "the header Content-Type says that the body is a form; choose application/json")
     return _READERS[source](given, body, _parsed(body), now)
 
 
-def _verify(source: Source, headers: Mapping[str, str], body: bytes, secret: str) -> None:
+def _verify(source: Source, headers: Mapping[str, str], body: bytes, secrets: tuple[str, ...]) -> None:
     name, prefix = _SIGNATURES[source]
     given = headers.get(name.lower())
     if not given:
         raise Refused(401, f"the header {name} is missing; give the webhook the secret of webhooks.{source}_secret")
-    expected = prefix + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
-    if not hmac.compare_digest(given.encode(errors="replace"), expected.encode()):
+    fitting = (prefix + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest() for secret in secrets if secret)
+    if not any(hmac.compare_digest(given.encode(errors="replace"), each.encode()) for each in fitting):
         raise Refused(
             401, f"the header {name} does not fit the body; compare the webhook's secret with webhooks.{source}_secret"
         )

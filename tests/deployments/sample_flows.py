@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import subprocess
 import time
 from pathlib import Path
 
 from prefect import flow
+
+from infra.logs import about
 
 DAEMON = "(env -i setsid sleep 300 > /dev/null 2>&1 & echo $!)"
 
@@ -31,6 +34,8 @@ async def shout(folder: str) -> None:
 @flow(name="linger", persist_result=False)
 async def linger(folder: str, name: str) -> None:
     """Starts a process in a session of its own and a daemon that shook off parent, session and environment, and stays."""
+    with about(board="shop", ticket="SHOP-7"):
+        logging.getLogger("tasks.sample").info("outcome=lingers reason=%s", "a\nb with sk-" + "a1B2c3" * 5)
     sleeper = subprocess.Popen(["sleep", "300"], start_new_session=True)
     daemon = subprocess.check_output(["sh", "-c", DAEMON], text=True)
     draft = Path(folder, f".{name}")

@@ -27,6 +27,7 @@ class Healthy(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(200 if self.path == "/api/health" else 404)
         self.end_headers()
+        self.wfile.write(b"true")
 
     def log_message(self, *_: object) -> None:
         pass

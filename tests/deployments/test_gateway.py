@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import gzip
 import hashlib
 import hmac
 import json
@@ -19,12 +21,13 @@ from typing import Any
 import httpx
 import pytest
 from pydantic import SecretStr
+from sqlalchemy import update
 
 import deployments.gateway as gateway
 from deployments.engine import HOST, free_port
 from deployments.gateway import Accept, Place, emit_event, place_of, serve
 from infra.database import Database
-from infra.deliveries import Deliveries
+from infra.deliveries import LOST_AFTER, Deliveries, DeliveryTable
 from infra.errors import ConfigError, Unreachable
 from infra.sections import (
     BoardSection,
@@ -74,6 +77,9 @@ class Gateway:
         self.url, self.port = url, port
         self.events: list[dict[str, Any]] = []
         self.sent: list[Delivery] = []
+        self.credentials: list[str] = []
+        self.prefect_is_away = False
+        self.lost = 0
         self.client = httpx.AsyncClient(base_url=url, timeout=20)
 
     async def github(
@@ -127,8 +133,13 @@ async def served(accept: Accept, **webhooks: object) -> AsyncIterator[Gateway]:
     async def prefect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
         length = int(head.split("content-length:")[1].split("\r\n")[0])
-        running.events += json.loads(await reader.readexactly(length))
-        writer.write(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
+        said = json.loads(await reader.readexactly(length))
+        if running.prefect_is_away:
+            running.lost += 1
+        else:
+            running.events += said
+            running.credentials += [line.partition(": ")[2] for line in head.splitlines() if "authorization:" in line]
+            writer.write(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
         writer.close()
 
     async def sent(delivery: Delivery) -> None:
@@ -295,14 +306,19 @@ async def test_a_bug_is_one_line_to_the_sender_and_the_gateway_goes_on(running: 
     assert (await running.github()).status_code == 202
 
 
-@pytest.mark.parametrize("missing", [None, SecretStr(""), SecretStr("  ")])
+@pytest.mark.parametrize("missing", [None, SecretStr(""), [SecretStr("  ")], []])
 async def test_a_service_without_a_secret_is_refused_with_the_setting_to_set(
-    records: Records, missing: SecretStr | None
+    records: Records, missing: SecretStr | list[SecretStr] | None
 ) -> None:
     async with served(records.accept, github_secret=missing) as running:
         answer = await running.github()
     assert answer.status_code == 404
     assert answer.json() == {"error": "no secret is configured for github, set webhooks.github_secret"}
+
+
+async def test_each_of_several_secrets_of_a_service_is_taken(records: Records) -> None:
+    async with served(records.accept, github_secret=[SecretStr("old"), SecretStr(SECRET)]) as running:
+        assert (await running.github()).status_code == 202
 
 
 BAD: list[tuple[int, str, dict[str, Any]]] = [
@@ -314,6 +330,7 @@ BAD: list[tuple[int, str, dict[str, Any]]] = [
     (400, "Content-Type", {"headers": {"Content-Type": "application/x-www-form-urlencoded"}}),
     (400, "JSON", {"body": b'{"action":'}),
     (400, "UTF-8", {"body": b"\xff"}),
+    (400, "UTF-8", {"body": gzip.compress(json.dumps(issue()).encode()), "headers": {"Content-Encoding": "gzip"}}),
     (400, "nested", {"body": b"[" * 400_000}),
     (400, "twice", {"body": b'{"a":1,"a":2}'}),
     (400, "issue.number", {"body": json.dumps(issue() | {"issue": {"number": "7"}}).encode()}),
@@ -401,6 +418,47 @@ async def test_a_body_that_never_comes_is_given_up(running: Gateway, monkeypatch
         await writer.wait_closed()
 
 
+@pytest.mark.parametrize("said", [b"", b"POST /webhooks/git", b"POST /webhooks/github HTTP/1.1\r\nHost: x\r\nX-A: "])
+async def test_a_head_that_never_ends_is_given_up(
+    records: Records, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    """Who opens connections and sends a byte now and then holds none of them for long."""
+    monkeypatch.setattr(gateway, "CONNECTION_SECONDS", 0.3)
+    async with served(records.accept) as running:
+        reader, writer = await asyncio.open_connection(HOST, running.port)
+        writer.write(said)
+
+        async def trickle() -> None:
+            while True:
+                writer.write(b"a")
+                await asyncio.sleep(0.02)
+
+        trickling = asyncio.create_task(trickle() if said else asyncio.sleep(0))
+        with suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+        trickling.cancel()
+        writer.close()
+        assert (await running.github()).status_code == 202
+
+
+async def test_an_answer_under_way_is_finished_before_its_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway, "CONNECTION_SECONDS", 0.1)
+
+    async def slow(*_: object) -> bool:
+        await asyncio.sleep(0.4)
+        return True
+
+    body = json.dumps(issue()).encode()
+    head = f"Host: x\r\nX-Hub-Signature-256: sha256={mac(body)}\r\nX-GitHub-Delivery: d\r\nX-GitHub-Event: issues"
+    async with served(slow) as running:
+        reader, writer = await asyncio.open_connection(HOST, running.port)
+        said = f"POST /webhooks/github HTTP/1.1\r\n{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        writer.write(said + body)
+        heard = await asyncio.wait_for(reader.read(), 5)  # to its end, though nobody asked for one
+        writer.close()
+    assert heard.startswith(b"HTTP/1.1 202")
+
+
 async def test_deliveries_are_answered_in_milliseconds(running: Gateway) -> None:
     seconds = []
     for number in range(200):
@@ -430,6 +488,17 @@ async def test_no_event_is_sent_and_nothing_raised_when_prefect_is_down(caplog: 
         for url in (f"http://{HOST}:{free_port()}/api", "nonsense", "http://["):
             assert not await emit_event(url, delivery, "issues", "Shop-7")
     assert caplog.text.count("ticket='Shop-7'") == 3
+
+
+async def test_a_prefect_with_a_password_is_given_it(running: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its own clients are: by PREFECT_API_AUTH_STRING, or by PREFECT_API_KEY."""
+    monkeypatch.setenv("PREFECT_API_KEY", "key")
+    await running.github(id="d-1")
+    await running.settle(lambda: len(running.events) == 1)
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "user:word")
+    await running.github(id="d-2")
+    await running.settle(lambda: len(running.events) == 2)
+    assert running.credentials == ["bearer key", f"basic {base64.b64encode(b'user:word').decode()}".lower()]
 
 
 @pytest.mark.integration
@@ -476,6 +545,46 @@ def test_a_configured_prefix_begins_the_key() -> None:
         source="github", id="d", kind="k", project="acme/shop", number_or_key=3, about="ticket", at=datetime.now(UTC)
     )
     assert place_of(delivery, {"b": board}, {}) == Place("b", "S-3")
+
+
+WISH = {"action": "dark-factory-refine", "client_payload": {"pr": 7}, "repository": {"full_name": "acme/shop"}}
+
+
+@pytest.mark.integration
+async def test_a_delivery_whose_event_got_lost_is_taken_again_and_one_whose_event_went_out_is_not(
+    database_url: str,
+) -> None:
+    """SM10: kill -9 between record and event, or Prefect away. What no poll would find is answered 503 then."""
+    with Database(database_url.replace("postgresql://", "postgresql+psycopg://")) as database:
+        deliveries = Deliveries(database)
+
+        async def accept(delivery: Delivery, board: str | None, ticket: str | None) -> bool:
+            return deliveries.accept(delivery.source, delivery.id, delivery.kind, board, ticket)
+
+        def pass_time() -> None:
+            with database.transaction() as session:
+                session.execute(update(DeliveryTable).values(received_at=DeliveryTable.received_at - LOST_AFTER))
+
+        async with served(accept) as running:
+            running.prefect_is_away = True
+            lost = await running.github(WISH, event="repository_dispatch")
+            assert (lost.status_code, lost.headers["Retry-After"]) == (503, "30")
+            assert "Prefect" in lost.json()["error"]
+            assert (await running.github(id="d-2")).status_code == 202
+            await running.settle(lambda: running.lost == 2)
+            running.prefect_is_away = False
+            at_once = [await running.github(WISH, event="repository_dispatch"), await running.github(id="d-2")]
+            assert [answer.status_code for answer in at_once] == [200, 200]
+            pass_time()
+            assert (await running.github(WISH, event="repository_dispatch")).status_code == 202
+            assert (await running.github(id="d-2")).status_code == 202
+            await running.settle(lambda: len(running.sent) == 2)
+            for delivery in running.sent:
+                deliveries.emitted(delivery.source, delivery.id)
+            pass_time()
+            assert (await running.github(WISH, event="repository_dispatch")).status_code == 200
+            assert (await running.github(id="d-2")).status_code == 200
+        assert [event["payload"]["delivery"] for event in running.events] == ["d-1", "d-2"]
 
 
 async def test_a_wish_for_a_refinement_delivered_five_times_is_one_event(running: Gateway, records: Records) -> None:

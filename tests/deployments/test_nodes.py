@@ -11,13 +11,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 import httpx
+import psutil
 import pytest
 
 from deployments import nodes
@@ -29,6 +32,8 @@ from infra.database import Database
 from infra.errors import ConfigError, Unreachable
 from infra.fleet import Fleet, Node
 from infra.postgres import database_urls, ensure_postgres, stop_postgres
+from infra.reloading import Loaded
+from infra.sections import DispatchSection, WebhooksSection
 from infra.settings import Settings
 from infra.slots import sole
 
@@ -155,8 +160,10 @@ def test_up_runs_server_dispatcher_gateway_and_a_node_and_leaves_nothing_behind(
             assert wait_until(lambda: wanted <= completed(api), 120), home.log()
             assert wait_until(lambda: wish in parameters_of_runs(api), 60), home.log()
         assert httpx.get(record.ui_url, timeout=20, follow_redirects=True).status_code == 200
+        os.kill(record.children[-1].pid, signal.SIGKILL)  # the gateway: all else goes on (OB4)
         code, said = home.run("up")
         assert (code, "already up at" in said) == (2, True)
+        assert "no webhooks for now" in home.log()
         up.send_signal(signal.SIGTERM)
         assert up.wait(90) == 0
     assert not [child for child in record.children if child.alive]
@@ -187,6 +194,59 @@ def completed(api: httpx.Client) -> set[str]:
     return {flow["name"] for flow in flows}
 
 
+def idle(seconds: float, *arguments: str) -> subprocess.Popen[bytes]:
+    """A child that ends well after a while, started with the arguments that `up` gives."""
+    code = f"import time; time.sleep({seconds})"
+    return subprocess.Popen([sys.executable, "-c", code, *arguments])
+
+
+def test_a_gateway_that_ends_is_started_again_and_a_node_may_leave_while_all_else_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OB4: a port that is taken, or a bug in a page, stops no ticket. I10: who drains the node of `up` keeps the rest."""
+    monkeypatch.setattr(nodes, "GATEWAY_AGAIN_SECONDS", 0.1)
+    monkeypatch.setenv("DARKFACTORY_HOME", str(tmp_path))  # whose factory.yaml is followed
+    gateway, said = idle(60, *nodes.GATEWAY), list[str]()
+    monkeypatch.setattr(nodes, "_start", lambda *_: gateway)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "gateway.log").write_text("error: the port is taken\n")
+    server = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()", "server"], stdin=subprocess.PIPE)
+    children = [server, idle(0, "deployments", "node", "join"), idle(0, *nodes.GATEWAY)]
+    watching = Thread(target=nodes._watch, args=(children, Settings(home=tmp_path), "http://x/api", said.append))
+    watching.start()
+    try:
+        assert wait_until(lambda: _recorded(tmp_path) == [server.pid, gateway.pid], 20)
+        assert children == [server, gateway]
+        assert watching.is_alive()
+        gone, left = sorted(said)
+        assert ("boards are still read" in gone, gone.endswith("error: the port is taken")) == (True, True)
+        assert "has left, all else goes on" in left
+        server.communicate()
+        watching.join(10)
+        assert isinstance(watching.error, Unreachable)
+    finally:
+        for child in (gateway, server):
+            child.kill()
+            child.wait()
+
+
+def _recorded(home: Path) -> list[int]:
+    record = read_record(home)
+    return [child.pid for child in record.children] if record else []
+
+
+class Thread(threading.Thread):
+    """Keeps what ended it."""
+
+    error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except Unreachable as error:
+            self.error = error
+
+
 # --- join, drain, leave
 
 
@@ -196,12 +256,14 @@ def completed(api: httpx.Client) -> set[str]:
 def test_a_node_buries_what_its_killed_self_left_comes_back_with_other_slots_and_drains(
     home: Home, prefect_url: str, node_name: str
 ) -> None:
-    """I10, RC8: what Prefect still called running is over, its ticket goes out again at once; a drain ends with the last ticket."""
+    """I10, RC8: what Prefect still called running is over, its ticket goes out again at once; a drain ends with the last
+    ticket. Nobody outside can connect to a node."""
     join = ("node", "join", "--name", node_name, "--api", f"{prefect_url}/")
     with httpx.Client(base_url=prefect_url, timeout=30) as api:
         with home.started(*join, "--slots", "1") as first:
             assert wait_until(lambda: home.is_there(node_name) or first.poll() is not None, 90), home.log()
             assert wait_until(lambda: runs(api, node_name, "COMPLETED"), 60), home.log()
+            assert set(listening(first.pid)) <= {"127.0.0.1", "::1"}
             os.kill(first.pid, signal.SIGKILL)
         left = running_run(api, node_name)
         home.claim("t-1", node_name, left)
@@ -217,6 +279,13 @@ def test_a_node_buries_what_its_killed_self_left_comes_back_with_other_slots_and
             home.claims.release(claim, "done", moved=True)
             assert wait_until(lambda: second.poll() is not None, 60)
             assert (second.returncode, home.node(node_name).state) == (0, "left"), home.log()
+
+
+def listening(pid: int) -> list[str]:
+    """The addresses that a process and all below it listen at."""
+    process = psutil.Process(pid)
+    tree = [process, *process.children(recursive=True)]
+    return [each.laddr.ip for one in tree for each in one.net_connections("inet") if each.status == "LISTEN"]
 
 
 @pytest.fixture
@@ -262,6 +331,59 @@ def test_an_address_where_no_prefect_server_answers_is_named(tmp_path: Path, api
         nodes.join(Settings(home=tmp_path), "mini", 1, (), api, print)
 
 
+class Answers(BaseHTTPRequestHandler):
+    """200 and `health` for the health check, 401 for all else."""
+
+    health = b"true"
+
+    def do_POST(self) -> None:
+        said = self.health if self.path == "/api/health" else b"{}"
+        self.send_response(200 if self.path == "/api/health" else 401)
+        self.send_header("Content-Length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+
+    do_GET = do_POST  # noqa: N815  as its base names it
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def answering(health: bytes = b"true") -> Iterator[str]:
+    handler = type("Handler", (Answers,), {"health": health})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/api"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_something_else_that_answers_there_is_not_taken_for_prefect(tmp_path: Path) -> None:
+    with answering(b"<html>") as url, pytest.raises(Unreachable, match="correct --api"):
+        nodes.join(Settings(home=tmp_path), "mini", 1, (), url, print)
+
+
+def test_a_node_without_the_factorys_database_is_refused(tmp_path: Path) -> None:
+    """I10: it would start an empty database of its own, and wait there for work that never comes."""
+    with answering() as url:
+        for address in (url, f"{url}/", url.removesuffix("/api")):
+            with pytest.raises(ConfigError, match="DARKFACTORY_DATABASE_URL"):
+                nodes.join(Settings(home=tmp_path), "mini", 1, (), address, print)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.integration
+def test_a_prefect_server_with_a_password_is_named_with_what_to_set(home: Home) -> None:
+    with answering() as url:
+        code, said = home.run("node", "join", "--name", "mini", "--api", url)
+    assert (code, said.count("\n"), "PREFECT_API_AUTH_STRING" in said) == (3, 1, True), said
+    assert home.node("mini").state == "left"
+
+
 @pytest.mark.parametrize("name", ["", "a/b", "-x", "x" * 64, "a b"])
 def test_a_name_that_cannot_name_a_pool_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="not usable as a node's name"):
@@ -289,6 +411,29 @@ def test_leaving_waits_for_what_runs_and_gives_back_what_has_not_begun(home: Hom
     leaving.join(20)
     assert not leaving.is_alive()
     assert (home.state_of("t-1"), home.state_of("t-2"), home.node("mini").state) == ("released", "retry-queued", "left")
+
+
+def test_of_machines_that_join_as_one_new_name_at_once_one_gets_it(home: Home) -> None:
+    """I10: two workers of one pool would end each other's runs."""
+
+    def join(machine: str) -> bool:
+        with suppress(ConfigError):
+            return bool(home.fleet.join("mini", slots=1, labels=(), machine=machine, provider="p", lease_seconds=60))
+        return False
+
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(10):
+            assert sum(pool.map(join, ("a", "b"))) == 1, number
+            home.fleet.set_state("mini", "left")
+
+
+def test_what_left_has_left_until_it_joins_again(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    home.fleet.join("mini", slots=2, labels=(), machine="m", provider="p", lease_seconds=600)
+    for _ in range(2):
+        nodes.leave(home.settings, "mini", print)
+        assert (nodes.drain(home.settings, "mini"), home.node("mini").alive) == ("left", False)
+    home.fleet.join("mini", slots=2, labels=(), machine="other", provider="p", lease_seconds=600)
+    assert nodes.drain(home.settings, "mini") == "draining"
 
 
 def test_leaving_does_not_wait_for_a_node_that_is_gone(home: Home, quick: None) -> None:
@@ -510,3 +655,23 @@ def test_pull_requests_of_a_remote_folder_are_beside_it_so_that_machines_share_t
     assert isinstance(own, FolderForge)
     assert shared.folder == tmp_path / "git" / "app.v1.pulls"
     assert own.folder == tmp_path / "home" / "forge" / "shop" / "pulls"
+
+
+def test_an_edit_of_factory_yaml_sets_the_schedules_anew_and_starts_the_gateway_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """CF1, I15: and a bad edit is said on the terminal of `up`."""
+    every, said = list[float](), list[str]()
+
+    async def set_up(settings: Settings) -> None:
+        every.append(settings.dispatch.every_seconds)
+
+    monkeypatch.setattr(nodes, "_set_up_control", set_up)
+    was = Settings()
+    assert not nodes._follow(was, Loaded(Settings(seed=5)), said.append)
+    assert every == []
+    assert not nodes._follow(was, Loaded(Settings(dispatch=DispatchSection(every_seconds=30))), said.append)
+    assert every == [30]
+    assert nodes._follow(was, Loaded(Settings(webhooks=WebhooksSection(port=4281))), said.append)
+    assert not nodes._follow(was, Loaded(was, "line 3: sed"), said.append)
+    assert (every, said[-1]) == ([30], "line 3: sed; nothing new is launched")

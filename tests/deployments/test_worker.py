@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -43,14 +44,29 @@ class Pool:
         assert answer.is_success, answer.text
         return answer.json()
 
-    def start(self, flow: str, **parameters: str) -> str:
+    def deploy(self, flow: str, **more: Any) -> str:
         flow_id = self._post("/flows/", name=flow)["id"]
         deployment = self._post(
             "/deployments/", name=self.name, flow_id=flow_id, work_pool_name=self.name,
             entrypoint=f"tests.deployments.sample_flows.{flow}", path=str(self.folder),
+            parameters={"folder": str(self.folder)}, **more,
         )  # fmt: skip
-        given = {"folder": str(self.folder), **parameters}
-        return str(self._post(f"/deployments/{deployment['id']}/create_flow_run", parameters=given)["id"])
+        return str(deployment["id"])
+
+    def start(self, flow: str, **parameters: str) -> str:
+        return str(self._post(f"/deployments/{self.deploy(flow)}/create_flow_run", parameters=parameters)["id"])
+
+    def miss(self, flow: str, count: int) -> str:
+        """A deployment whose schedule came due this often while nobody worked."""
+        schedule = {"schedule": {"interval": 900, "anchor_date": datetime.now(UTC).isoformat()}, "active": True}
+        deployment, now = self.deploy(flow, schedules=[schedule]), datetime.now(UTC)
+        span = {"start_time": now - timedelta(days=2), "end_time": now - timedelta(minutes=2)}
+        body = {name: at.isoformat() for name, at in span.items()} | {"min_runs": count}
+        self.api.post(f"/deployments/{deployment}/schedule", json=body).raise_for_status()
+        return deployment
+
+    def runs(self, deployment: str) -> list[dict[str, Any]]:
+        return list(self._post("/flow_runs/filter", deployments={"id": {"any_": [deployment]}}))
 
     def state(self, run: str) -> str:
         return str(self.api.get(f"/flow_runs/{run}").json()["state_type"])
@@ -182,9 +198,14 @@ def test_a_run_is_forked_into_a_session_an_empty_folder_and_a_log_of_its_own(poo
 
 
 def test_a_killed_run_is_reported_crashed_and_leaves_no_process(pool: Pool, worker: WorkerProcess) -> None:
-    """I13, RC8: not even a daemon that shook off parent, session and environment."""
+    """I13, RC8: not even a daemon that shook off parent, session and environment. OB1: its log says whose it was."""
     run = pool.start("linger", name="killed")
     pids = pool.lingering("killed")
+    log = (worker.home / "logs" / "runs" / f"{run}.log").read_text()
+    assert (
+        f"level=info logger=tasks.sample board=shop ticket=SHOP-7 run={run} outcome=lingers reason=a\\nb with ***\n"
+        in log
+    )
     assert {pids[0], pids[1]} <= set(marked(run))
     os.kill(pids[0], signal.SIGKILL)
     assert pool.ended(run, 10) == "CRASHED"
@@ -208,8 +229,17 @@ def test_no_more_runs_than_slots_are_at_work(pool: Pool, worker: WorkerProcess) 
     pool.cancel(next(run for run in runs if pool.state(run) == "RUNNING"))
     assert wait_until(lambda: all((pool.folder / name).exists() for name in ("0", "1", "2")))
     for run in runs:
-        pool.cancel(run)
+        if pool.state(run) == "RUNNING":  # one whose process is gone would never be called cancelled
+            pool.cancel(run)
     assert {pool.ended(run) for run in runs} == {"CANCELLED"}
+
+
+def test_of_the_runs_that_a_schedule_missed_the_latest_is_made_up_for(pool: Pool) -> None:
+    """A machine that slept for a night would begin the day with a hundred ticks in a row."""
+    deployment = pool.miss("greet", 30)
+    due = max(run["expected_start_time"] for run in pool.runs(deployment))
+    assert wait_until(lambda: [run["state_type"] for run in pool.runs(deployment)] == ["COMPLETED"], 60)
+    assert [run["expected_start_time"] for run in pool.runs(deployment)] == [due]
 
 
 def test_a_worker_that_is_told_to_stop_ends_its_runs_and_itself(pool: Pool, worker: WorkerProcess) -> None:

@@ -35,7 +35,7 @@ def signed(source: Source, body: bytes, **more: str) -> dict[str, str]:
 
 def deliver(source: Source, payload: object, **more: str) -> Delivery:
     body = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
-    return check(source, signed(source, body, **more), body, SECRET, NOW)
+    return check(source, signed(source, body, **more), body, (SECRET,), NOW)
 
 
 def refusal(source: Source, payload: object, **more: str) -> Refused:
@@ -126,7 +126,7 @@ def test_the_published_signature_of_github_fits() -> None:
     """The body of the vector is no JSON, so what is refused is the body (400) and no longer the signature (401)."""
     vector = json.loads((CONTRACTS / "signatures" / "vectors.json").read_bytes())["github"]
     with pytest.raises(Refused, match="the body is not JSON") as caught:
-        check("github", {vector["header"]: vector["value"]}, vector["body"].encode(), vector["secret"], NOW)
+        check("github", {vector["header"]: vector["value"]}, vector["body"].encode(), (vector["secret"],), NOW)
     assert caught.value.status == 400
 
 
@@ -134,11 +134,11 @@ def test_the_published_signature_of_github_fits() -> None:
 def test_a_body_with_one_changed_byte_is_refused_whichever_it_is(source: Source) -> None:
     body = json.dumps({"github": issue(), "linear": linear(), "jira": {"webhookEvent": "x"}}[source]).encode()
     headers = signed(source, body)
-    check(source, headers, body, SECRET, NOW)
+    check(source, headers, body, (SECRET,), NOW)
     for place in range(len(body)):
         changed = body[:place] + bytes([body[place] ^ 1]) + body[place + 1 :]
         with pytest.raises(Refused) as caught:
-            check(source, headers, changed, SECRET, NOW)
+            check(source, headers, changed, (SECRET,), NOW)
         assert caught.value.status == 401
         assert HEADERS[source][0] in str(caught.value)
 
@@ -148,28 +148,41 @@ def test_a_body_with_one_changed_byte_is_refused_whichever_it_is(source: Source)
 def test_a_missing_or_senseless_signature_is_refused_and_named(source: Source, value: str | None) -> None:
     name = HEADERS[source][0]
     with pytest.raises(Refused, match=rf"the header {name}.*webhooks\.{source}_secret") as caught:
-        check(source, {} if value is None else {name: value}, b"{}", SECRET, NOW)
+        check(source, {} if value is None else {name: value}, b"{}", (SECRET,), NOW)
     assert caught.value.status == 401
     assert SECRET not in str(caught.value)
 
 
+@pytest.mark.parametrize("source", ["github", "linear", "jira"])
+def test_any_of_several_secrets_fits_and_none_or_an_empty_one_never_does(source: Source) -> None:
+    """Linear gives each webhook a secret of its own, and a new secret is in use before the old one is gone."""
+    body = json.dumps({"github": issue(), "linear": linear(), "jira": {"webhookEvent": "x"}}[source]).encode()
+    check(source, signed(source, body), body, ("old", SECRET, "new"), NOW)
+    name, prefix = HEADERS[source]
+    of_nobody = signed(source, body) | {name: prefix + hmac.new(b"", body, hashlib.sha256).hexdigest()}
+    for secrets, headers in (((), of_nobody), (("",), of_nobody), (("old", "new"), signed(source, body))):
+        with pytest.raises(Refused, match=name) as caught:
+            check(source, headers, body, secrets, NOW)
+        assert caught.value.status == 401
+
+
 def test_the_signature_is_checked_before_the_body_is_read() -> None:
     with pytest.raises(Refused) as caught:
-        check("github", signed("github", b"other"), b"[" * 100_000, SECRET, NOW)
+        check("github", signed("github", b"other"), b"[" * 100_000, (SECRET,), NOW)
     assert caught.value.status == 401
 
 
 def test_headers_are_found_in_any_case() -> None:
     body = json.dumps(issue()).encode()
     headers = {name.upper(): value for name, value in signed("github", body).items()}
-    assert check("github", headers, body, SECRET, NOW).number_or_key == 7
+    assert check("github", headers, body, (SECRET,), NOW).number_or_key == 7
 
 
 @pytest.mark.parametrize("seconds", [-61, 61, 10**9])
 def test_a_linear_delivery_of_another_time_is_refused(seconds: int) -> None:
     body = json.dumps(linear()).encode()
     with pytest.raises(Refused, match="webhookTimestamp") as caught:
-        check("linear", signed("linear", body), body, SECRET, NOW + timedelta(seconds=seconds))
+        check("linear", signed("linear", body), body, (SECRET,), NOW + timedelta(seconds=seconds))
     assert caught.value.status == 409
 
 
