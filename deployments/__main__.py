@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
@@ -36,6 +35,7 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also print progress lines and Prefect's own log.")]
 Board = Annotated[str, typer.Option(help="The board's name in factory.yaml.")]
+AnyBoard = Annotated[str | None, typer.Option(help="The board's name in factory.yaml; default: the one with this key.")]
 Node = Annotated[str, typer.Argument(help="The node's name.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the model's samples; another seed gives other answers.")]
 
@@ -123,7 +123,7 @@ def status(
     from deployments.snapshot import take_snapshot
 
     with _reserved_stdout() as out:
-        snapshot = take_snapshot(_settings(), limit)
+        snapshot = take_snapshot(_at_hand(), limit)
         if as_json:
             return _print_json(out, snapshot.model_dump(mode="json"))
         from deployments.tables import status_view
@@ -133,13 +133,16 @@ def status(
 
 @app.command()
 def show(
-    ticket: Annotated[str, typer.Argument(help="The ticket's key.")], board: Board = "folder", as_json: Json = False
+    ticket: Annotated[str, typer.Argument(help="The ticket's key.")], board: AnyBoard = None, as_json: Json = False
 ) -> int:
     """Everything that happened to one ticket. The JSON object is infra.ledger.TicketHistory."""
-    from infra.ledger import open_ledger
+    from deployments.pausing import board_of
+    from infra.database import open_database
+    from infra.ledger import Ledger
 
-    with _reserved_stdout() as out, open_ledger(_settings(), board) as ledger:
-        history = ledger.history(ticket)
+    settings = _at_hand()
+    with _reserved_stdout() as out, open_database(settings) as database:
+        history = Ledger(database, board or board_of(database, settings, ticket)).history(ticket)
         if as_json:
             return _print_json(out, history.model_dump(mode="json"))
         from deployments.tables import history_view
@@ -161,7 +164,7 @@ def costs(
     from deployments.costs import costs_view, parse_since, take_costs
 
     with _reserved_stdout() as out:
-        found = take_costs(_settings(), by, parse_since(since, datetime.now(UTC)))
+        found = take_costs(_at_hand(), by, parse_since(since, datetime.now(UTC)))
         return _answer(out, as_json, found, costs_view)
 
 
@@ -208,13 +211,34 @@ def doctor(as_json: Json = False) -> int:
 @app.command()
 def init(
     force: Annotated[bool, typer.Option(help="Replace a factory.yaml that is there; it is kept as .bak.")] = False,
-    defaults: Annotated[bool, typer.Option(help="Ask nothing.")] = False,
+    defaults: Annotated[bool, typer.Option(help="Ask nothing; what no option answers gets its default.")] = False,
+    repository: Annotated[str | None, typer.Option(help="Path of a repository to work on, or none.")] = None,
+    github: Annotated[
+        str | None, typer.Option(help="GitHub project of its pull requests, owner/name, or none.")
+    ] = None,
+    remote: Annotated[str | None, typer.Option(help="Remote that branches are pushed to, or none.")] = None,
+    board: Annotated[str | None, typer.Option(help="Where tickets come from: folder, github, linear, jira.")] = None,
+    board_path: Annotated[str | None, typer.Option(help="Folder of Markdown tickets.")] = None,
+    board_project: Annotated[str | None, typer.Option(help="GitHub project of the issues, or key in Jira.")] = None,
+    board_team: Annotated[str | None, typer.Option(help="Key of the Linear team.")] = None,
+    board_url: Annotated[str | None, typer.Option(help="Address of the Jira site.")] = None,
+    board_email: Annotated[str | None, typer.Option(help="Account whose Jira token is used.")] = None,
+    model: Annotated[str | None, typer.Option(help="embedded, openai/NAME or anthropic/NAME.")] = None,
+    model_url: Annotated[str | None, typer.Option(help="Address of its endpoint, or none.")] = None,
+    slots: Annotated[str | None, typer.Option(help="Model calls at the same time.")] = None,
+    notify: Annotated[str | None, typer.Option(help="Where to report trouble: none, slack, an address.")] = None,
 ) -> int:
-    """Ask the few questions that matter and write a commented factory.yaml."""
+    """Ask the few questions that matter, as far as no option answers them, and write a commented factory.yaml."""
     from deployments import wizard
     from infra.settings import wanted_config_path
 
-    answers = wizard.terminal_answers({}) if sys.stdin.isatty() and not defaults else None
+    given = {
+        "repository": repository, "github": github, "remote": remote, "board": board, "board_path": board_path,
+        "board_project": board_project, "board_team": board_team, "board_url": board_url, "board_email": board_email,
+        "model": model, "model_url": model_url, "slots": slots, "notify": notify,
+    }  # fmt: skip
+    flags = {name: said for name, said in given.items() if said is not None}
+    answers = wizard.given_answers(flags) if defaults else wizard.terminal_answers(flags)
     path = wizard.init(wanted_config_path(), answers, force=force)
     _say(f"written: {path}; check it with `darkfactory doctor`")
     for name in wizard.variables_to_set(path):
@@ -230,13 +254,9 @@ def pause(
     reason: Annotated[str, typer.Option(help="Shown wherever the pause is shown.")] = "paused by hand",
 ) -> int:
     """Launch nothing more there until `darkfactory resume`; what runs goes on."""
-    from infra.database import open_database
-    from infra.pauses import Pauses
+    from deployments import pausing
 
-    if not re.fullmatch(r"dispatch|(provider|node|board):\S+", scope):
-        raise ConfigError(f"{scope!r} cannot be paused; use dispatch, provider:NAME, node:NAME or board:NAME")
-    with open_database(_settings()) as database:
-        Pauses(database).pause(scope, reason, None, by_hand=True)
+    pausing.pause(_at_hand(), scope, reason)
     _say(f"{scope} is paused; `darkfactory resume {scope}` ends it")
     return 0
 
@@ -247,7 +267,7 @@ def resume(scope: Annotated[str, typer.Argument(help="What is paused; see `darkf
     from infra.database import open_database
     from infra.pauses import Pauses
 
-    with open_database(_settings()) as database:
+    with open_database(_at_hand()) as database:
         pauses = Pauses(database)
         if not pauses.succeed(scope, by_hand=True):
             active = ", ".join(pauses.active()) or "nothing"
@@ -257,9 +277,10 @@ def resume(scope: Annotated[str, typer.Argument(help="What is paused; see `darkf
 
 
 @app.command()
-def retry(ticket: Annotated[str, typer.Argument(help="The ticket's key.")], board: Board = "folder") -> int:
+def retry(ticket: Annotated[str, typer.Argument(help="The ticket's key.")], board: AnyBoard = None) -> int:
     """Let a parked ticket, or one that waits for its time, go out again with the next tick; one whose pull request is
     parked gets one more round."""
+    from deployments.pausing import board_of
     from infra.boards.opening import open_board
     from infra.claims import Claims
     from infra.database import open_database
@@ -267,6 +288,7 @@ def retry(ticket: Annotated[str, typer.Argument(help="The ticket's key.")], boar
 
     settings = _settings()
     with open_database(settings) as database:
+        board = board or board_of(database, settings, ticket)
         if Stewardships(database).grant(board, ticket) is not None:
             _say(f"the pull request of {ticket} gets one more round")
             return 0
@@ -759,7 +781,7 @@ def node_list(as_json: Json = False) -> int:
     from deployments import nodes
 
     with _reserved_stdout() as out:
-        found = nodes.listed(_settings())
+        found = nodes.listed(_at_hand())
         if as_json:
             rows = [{**node.model_dump(mode="json"), "tickets": held} for node, held in found]
             return _print_json(out, {"nodes": rows})
@@ -775,8 +797,8 @@ def node_drain(name: Node) -> int:
     """Give the node no more work; it ends when its last ticket does."""
     from deployments import nodes
 
-    nodes.drain(_settings(), name)
-    _say(f"node {name!r} drains")
+    state = nodes.drain(_at_hand(), name)
+    _say(f"node {name!r} drains" if state == "draining" else f"node {name!r} has left before")
     return 0
 
 
@@ -785,7 +807,7 @@ def node_leave(name: Node) -> int:
     """Drain the node, wait for its tickets, and end it. What does not end in ten minutes goes to other nodes."""
     from deployments import nodes
 
-    nodes.leave(_settings(), name, _say)
+    nodes.leave(_at_hand(), name, _say)
     _say(f"node {name!r} left")
     return 0
 
@@ -841,7 +863,7 @@ def down() -> int:
     """End what `darkfactory up` started, also when `up` itself was killed."""
     from deployments import nodes
 
-    if not nodes.down(_settings(), _say):
+    if not nodes.down(_at_hand(), _say):
         _say("nothing was up")
     return 0
 
@@ -888,6 +910,16 @@ def _settings(*, board: Path | None = None, seed: int | None = None) -> Settings
     if seed is not None:
         os.environ["DARKFACTORY_SEED"] = str(seed)
     return load_settings()
+
+
+def _at_hand() -> Settings:
+    """The settings of a command that uses no secret. A mistake in factory.yaml is shown and stops none of these (CF1)."""
+    from infra.reloading import settings_at_hand
+
+    loaded = settings_at_hand()
+    if loaded.problem:
+        _say(f"warning: {loaded.problem}")
+    return loaded.settings
 
 
 def _run(
@@ -953,7 +985,8 @@ def _print(out: TextIO, content: Any) -> int:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    with suppress(OSError):  # a full disk or a closed terminal must end neither `up` nor a node (OB4)
+        print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

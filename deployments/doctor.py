@@ -6,6 +6,7 @@ import asyncio
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -24,11 +25,21 @@ from infra.errors import (
     DiskFull,
     FactoryError,
     InfraError,
+    QuotaExhausted,
     RateLimited,
     UnexpectedStatus,
     Unreachable,
 )
-from infra.sections import BoardSection, FolderBoardSection, GitHubForgeSection, Level, ModelSection, RepositorySection
+from infra.redaction import redact
+from infra.sections import (
+    BoardSection,
+    FolderBoardSection,
+    GitHubBoardSection,
+    GitHubForgeSection,
+    Level,
+    ModelSection,
+    RepositorySection,
+)
 from infra.settings import Settings
 
 LOOK_SECONDS = 10.0
@@ -84,6 +95,8 @@ def _looks(settings: Settings) -> Iterator[_Look]:
     for name, see in (("python", _python), ("git", _git), ("settings", _settings_file), ("sandbox", _sandbox),
                       ("disk", _disk), ("clock", _clock)):  # fmt: skip
         yield _Look(name, partial(see, settings))
+    if (settings.root / "environment").exists():
+        yield _Look("environment file", partial(_environment_file, settings))
     yield _Look("database", partial(_database, settings), SLOW_SECONDS)
     yield _Look("prefect", partial(_prefect, settings))
     for level in get_args(Level):
@@ -92,6 +105,7 @@ def _looks(settings: Settings) -> Iterator[_Look]:
             yield _Look(_model_name(settings, name), partial(_model, settings, section), seconds)
     for name, board in settings.all_boards.items():
         yield _Look(f"board {name}", partial(_board, name, board))
+    yield _Look("webhooks", partial(_webhooks, settings))
     if not settings.repositories:
         yield _Look("repositories", lambda: "none configured; pass --repo PATH or name one in the ticket")
     for name, known in settings.repositories.items():
@@ -104,9 +118,12 @@ def _looks(settings: Settings) -> Iterator[_Look]:
 
 def _note(look: _Look, found: dict[str, Check]) -> None:
     try:
-        found[look.name] = Check(look.name, look.see(), 0)
+        found[look.name] = Check(look.name, redact(look.see()), 0)
     except FactoryError as error:
-        found[look.name] = Check(look.name, str(error), error.exit_code)
+        person = isinstance(
+            error, AuthFailed | QuotaExhausted
+        )  # in a run it is the provider's fault; here, ours to mend
+        found[look.name] = Check(look.name, redact(str(error)), ConfigError.exit_code if person else error.exit_code)
 
 
 def _unseen(look: _Look, hangs: bool) -> Check:
@@ -133,7 +150,8 @@ def _git(_settings: Settings) -> str:
     found = shutil.which("git")
     if found is None:
         raise ConfigError("git is not installed; install the package git")
-    said = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=10, check=False)
+    plain = {"PATH": os.defpath, "GIT_CONFIG_GLOBAL": os.devnull}
+    said = subprocess.run([found, "--version"], env=plain, capture_output=True, text=True, timeout=10, check=False)
     return f"{said.stdout.strip()} at {found}"
 
 
@@ -145,6 +163,14 @@ def _settings_file(_settings: Settings) -> str:
     warnings = literal_secrets(load_settings(), read_settings_file(path))
     told = "".join(f"; WARNING: {warning}" for warning in warnings)
     return f"{path}{told}" if path else "no factory.yaml, so defaults and environment; `darkfactory init` writes one"
+
+
+def _environment_file(settings: Settings) -> str:
+    """What the service units read (docs/nodes.md); it holds the secrets."""
+    path = settings.root / "environment"
+    if path.stat().st_mode & 0o077:
+        raise ConfigError(f"others may read {str(path)!r}, which holds secrets; run `chmod 600 {path}`")
+    return f"{path}, readable by its owner only"
 
 
 def _sandbox(settings: Settings) -> str:
@@ -171,10 +197,11 @@ def _disk(settings: Settings) -> str:
 
 
 def _database(settings: Settings) -> str:
-    from infra.ledger import open_ledger
+    from infra.database import open_database
+    from infra.ledger import Ledger
 
-    with open_ledger(settings) as ledger:
-        known = len(ledger.overview(10_000))
+    with open_database(settings) as database:
+        known = sum(len(Ledger(database, board).overview(10_000)) for board in settings.all_boards)
     return (
         f"{'database_url' if settings.database_url else 'embedded PostgreSQL'} answers, {known} ticket(s) in the ledger"
     )
@@ -254,7 +281,37 @@ def _board(name: str, section: BoardSection) -> str:
         return f"{section.path} does not exist yet; put Markdown tickets there or pass a .md file to `darkfactory run`"
     queue = list(section.states.queue)
     waiting = open_section(name, section).tickets_in_states(queue)
+    if isinstance(section, GitHubBoardSection) and not _rights(f"boards.{name}", section) & {"push", "triage"}:
+        raise ConfigError(
+            f"the token may read the issues of {section.project!r}, but not label them; give it write access to issues"
+        )
     return f"{section.kind}, {len(waiting)} ticket(s) in {', '.join(map(repr, queue))}"
+
+
+def _webhooks(settings: Settings) -> str:
+    """Whether `up` can listen, and which boards have to wait for the next tick because nobody may announce their tickets."""
+    from deployments.engine import read_record
+
+    where, record = settings.webhooks, read_record(settings.root)
+    address = f"{where.host}:{where.port}"
+    if record is not None and record.up.alive:
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(where.host, where.host)  # noqa: S104  where it listens
+        _asked(f"http://{host}:{where.port}/health")
+    else:
+        _can_listen(where.host, where.port)
+    kinds = dict.fromkeys(b.kind for b in settings.all_boards.values() if not isinstance(b, FolderBoardSection))
+    silent = [f"`webhooks.{kind}_secret`" for kind in kinds if not getattr(where, f"{kind}_secret")]
+    polled = f"; without {', '.join(silent)}, boards are read every {settings.dispatch.every_seconds:.0f} s only"
+    return f"received at {address}{polled if silent else ''}"
+
+
+def _can_listen(host: str, port: int) -> None:
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(
+            f"webhooks cannot be received at {host}:{port}: {error}; change `webhooks.port` or `webhooks.host`"
+        ) from None
 
 
 def _repository(name: str, known: RepositorySection) -> str:
@@ -277,8 +334,15 @@ def _repository(name: str, known: RepositorySection) -> str:
 
 
 def _forge(name: str, forge: GitHubForgeSection) -> str:
-    """Whether the token may push to the project: GitHub says so in one free request."""
-    place = f"repositories.{name}.github"
+    if "push" in _rights(f"repositories.{name}.github", forge):
+        return f"the token may push to {forge.project}"
+    raise ConfigError(
+        f"the token may not push to {forge.project!r}; give it write access to contents and pull requests"
+    )
+
+
+def _rights(place: str, forge: GitHubForgeSection | GitHubBoardSection) -> set[str]:
+    """What the token may do in the project: GitHub says so in one free request."""
     headers = {"authorization": f"Bearer {forge.token.get_secret_value()}", "accept": "application/vnd.github+json"}
     answer = _asked(f"{forge.url.rstrip('/')}/repos/{forge.project}", headers)
     if answer.status_code == httpx.codes.UNAUTHORIZED:
@@ -289,19 +353,10 @@ def _forge(name: str, forge: GitHubForgeSection) -> str:
         raise ConfigError(f"there is no {forge.project!r}, or the token may not see it; correct `{place}`")
     if answer.status_code != httpx.codes.OK:
         raise UnexpectedStatus(f"{forge.url} answers {answer.status_code}; try again, or correct `{place}.url`")
-    if _may_push(answer):
-        return f"the token may push to {forge.project}"
-    raise ConfigError(
-        f"the token may not push to {forge.project!r}; give it write access to contents and pull requests"
-    )
-
-
-def _may_push(answer: httpx.Response) -> bool:
     try:
-        rights = answer.json()["permissions"]
-        return bool(rights["push"])
-    except (ValueError, KeyError, TypeError):
-        return False
+        return {right for right, has in answer.json()["permissions"].items() if has}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return set()
 
 
 def _sinks(settings: Settings) -> dict[str, str]:

@@ -96,7 +96,9 @@ def terminal_answers(flags: Mapping[str, str]) -> Answers:
         print(f"{question.text}{shown}: ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
         if not line:
-            raise ConfigError("the input ended before all questions were answered; nothing was written")
+            raise ConfigError(
+                "the input ended before all questions were answered; nothing was written. `--defaults` asks nothing"
+            )
         return line.strip()
 
     return answer
@@ -150,9 +152,7 @@ Ask = Callable[[str, str, str | None, Callable[[str], str]], str]
 
 def _ask_repository(ask: Ask) -> dict[str, Any]:
     """The `repositories` section: name -> values."""
-    here = Path.cwd()
-    proposed = next((str(folder) for folder in (here, *here.parents) if (folder / ".git").exists()), NONE)
-    path = ask("repository", "Path of a repository to work on (none: later)", proposed, _checkout)
+    path = ask("repository", "Path of a repository to work on (none: later)", _proposed(Path.cwd()), _checkout)
     if path == NONE:
         return {}
     values: dict[str, Any] = {"path": path}
@@ -169,12 +169,20 @@ def _ask_repository(ask: Ask) -> dict[str, Any]:
     return {_name(Path(path).name): values}
 
 
+def _proposed(here: Path) -> str:
+    """The repository of the current folder. Not the factory's own: whoever sets it up stands in it, with other work in mind."""
+    found = next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), None)
+    own = Path(__file__).parents[1]
+    return NONE if found is None or found.resolve() == own.resolve() else str(found)
+
+
 def _ask_board(ask: Ask, home: Path, repositories: Mapping[str, Any]) -> dict[str, Any]:
     """The one board, as its section's values; `kind` is also its name."""
-    kind = ask("board", "Where tickets come from: folder, github, linear or jira", "folder", _board)
     name = next(iter(repositories), "")
     repository: dict[str, Any] = repositories.get(name, {})
     project = repository.get("github", {}).get("project")
+    usual = "github" if project else "folder"
+    kind = ask("board", "Where tickets come from: folder, github, linear or jira", usual, _board)
     letters = re.sub(r"[^A-Z0-9]", "", name.upper()).lstrip("0123456789") or None
     values: dict[str, Any] = {"kind": kind}
     if kind == "folder":

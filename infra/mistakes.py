@@ -21,6 +21,10 @@ from infra.redaction import redact
 Place = tuple[str | int, ...]
 """Names and list positions that lead to a value, as `("boards", "main", "token")`."""
 
+MOST_VALUES = 20_000
+"""Values of one file, each counted as often as aliases repeat it: nine lines of aliases can stand for a billion."""
+
+_NAMES = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 _SECRET = re.compile(r"(key|token|secret|password|slack_webhook)$")
 
 
@@ -44,7 +48,7 @@ def read_document(text: str, name: str) -> Document:
     loader = None
     try:
         loader = yaml.SafeLoader(text)
-        node = loader.get_single_node()
+        node = _composed(loader)
         if node is None:
             return Document({}, {})
         if not isinstance(node, yaml.MappingNode):
@@ -61,6 +65,37 @@ def read_document(text: str, name: str) -> Document:
             loader.dispose()
 
 
+def safe_yaml(text: str) -> Any:
+    """As yaml.safe_load, for text of strangers. Raises YAMLError also for aliases that repeat too much, or themselves."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = _composed(loader)
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _composed(loader: yaml.SafeLoader) -> yaml.Node | None:
+    node: yaml.Node | None = loader.get_single_node()
+    if node is not None and _counted(node, {}) > MOST_VALUES:
+        raise yaml.YAMLError(f"it stands for more than {MOST_VALUES:,} values; use fewer aliases")
+    return node
+
+
+def _counted(node: yaml.Node, known: dict[int, int | None]) -> int:
+    """The values below a node with aliases written out; each node is looked at once."""
+    inside = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+    if isinstance(inside, str):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = None
+        known[id(node)] = 1 + sum(_counted(part, known) for part in inside)
+    count = known[id(node)]
+    if count is None:
+        raise yaml.YAMLError(f"the value in line {node.start_mark.line + 1} contains itself; write it out")
+    return count
+
+
 def _lines(node: yaml.Node, place: Place, name: str) -> Iterator[tuple[Place, int]]:
     """The line of every value below `node`; YAML itself would let the second of two equal names win."""
     if isinstance(node, yaml.SequenceNode):
@@ -72,6 +107,8 @@ def _lines(node: yaml.Node, place: Place, name: str) -> Iterator[tuple[Place, in
     seen: dict[str, int] = {}
     for key, value in node.value:
         line, inner = key.start_mark.line + 1, (*place, str(key.value))
+        if key.tag not in _NAMES:  # a number, a date, `on`, `null`, a list
+            raise ConfigError(f"{name!r} line {line}: {_shown(key)} is no name in YAML; write it in quotes")
         if str(key.value) in seen:
             raise ConfigError(
                 f"{name!r} line {line}: `{_dotted(inner)}` stands there twice, first in line {seen[str(key.value)]}; remove one"
@@ -79,6 +116,10 @@ def _lines(node: yaml.Node, place: Place, name: str) -> Iterator[tuple[Place, in
         seen[str(key.value)] = line
         yield inner, line
         yield from _lines(value, inner, name)
+
+
+def _shown(key: yaml.Node) -> str:
+    return f"`{key.value[:60]}`" if isinstance(key, yaml.ScalarNode) else "a list or mapping"
 
 
 def explain(error: ValidationError, model: type[BaseModel], lines: Mapping[Place, int] = {}) -> list[str]:
@@ -98,12 +139,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def secrets_in(values: object, place: Place = ()) -> Iterator[Place]:
-    """The places of all SecretStr in nested mappings."""
+    """The places of all SecretStr in nested mappings and lists."""
     if isinstance(values, SecretStr):
         yield place
     if isinstance(values, Mapping):
         for name, value in values.items():
             yield from secrets_in(value, (*place, name))
+    if isinstance(values, list | tuple):
+        for number, value in enumerate(values):
+            yield from secrets_in(value, (*place, number))
 
 
 def _said(mistake: ErrorDetails, model: type[BaseModel]) -> Iterator[tuple[Place, str]]:
@@ -124,6 +168,10 @@ def _said(mistake: ErrorDetails, model: type[BaseModel]) -> Iterator[tuple[Place
             yield from context["error"].found
         case "value_error":
             yield place, redact(str(context.get("error", mistake["msg"])))
+        case "model_type" | "model_attributes_type" | "dict_type":
+            yield place, f"has to be `name: value` lines{_got(mistake['input'], place)}"
+        case "tuple_type" | "list_type":
+            yield place, f"has to be a list, as in [a, b]{_got(mistake['input'], place)}"
         case _:
             yield place, f"{mistake['msg'][:1].lower()}{mistake['msg'][1:]}{_got(mistake['input'], place)}"
 

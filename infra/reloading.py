@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +17,10 @@ import yaml
 from infra.errors import ConfigError, FactoryError
 from infra.files import write_atomically
 from infra.mistakes import Document, Place, read_document, secrets_in
+from infra.sections import secrets_may_miss
 from infra.settings import Settings, load_settings, parse_settings, settings_text, wanted_config_path
 
+LOOK_SECONDS = 5.0
 _ORIGIN = "# The last good copy of "
 
 
@@ -37,7 +40,7 @@ def current_settings() -> Loaded:
     """
     path = wanted_config_path()
     try:
-        if not path.is_file():
+        if not os.path.lexists(path):
             return _without_file(path)
         text = settings_text(path)
         settings = parse_settings(text, str(path))
@@ -46,9 +49,62 @@ def current_settings() -> Loaded:
     return Loaded(settings, None, (*literal_secrets(settings, read_document(text, str(path))), *_keep(path, text)))
 
 
+def settings_at_hand() -> Loaded:
+    """As `current_settings`, for commands that use no secret: variables may be missing, and no copy is kept."""
+    with secrets_may_miss():
+        try:
+            return Loaded(load_settings())
+        except ConfigError as error:
+            return _last_good(wanted_config_path(), error)
+
+
+class Edits:
+    """The edits of factory.yaml, for a process that stays: `settings` are those that were taken last."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.problem: str | None = None
+        self._next = 0.0
+
+    def look(self) -> Loaded | None:
+        """What changed: other settings, or another problem (None: it was mended). Reads the file every LOOK_SECONDS."""
+        if time.monotonic() < self._next:
+            return None
+        self._next = time.monotonic() + LOOK_SECONDS
+        try:
+            found = current_settings()
+        except ConfigError as error:
+            found = Loaded(self.settings, str(error))
+        if (found.settings, found.problem) == (self.settings, self.problem):
+            return None
+        self.settings, self.problem = found.settings, found.problem
+        return found
+
+
+def is_news(settings: Settings, problem: str | None) -> bool:
+    """Whether people were not told of this problem yet (`was_told`). None: there is none, and the next one is news."""
+    if problem is None:
+        _told_path(settings).unlink(missing_ok=True)
+        return False
+    try:
+        return _told_path(settings).read_text(encoding="utf-8") != problem
+    except (OSError, UnicodeDecodeError):
+        return True
+
+
+def was_told(settings: Settings, problem: str) -> None:
+    """Keep it: every tick is a process of its own."""
+    write_atomically(_told_path(settings), problem.encode())
+
+
+def _told_path(settings: Settings) -> Path:
+    return settings.root / "run" / "factory.problem"
+
+
 def literal_secrets(settings: Settings, document: Document) -> tuple[str, ...]:
     """A sentence for each secret that stands in the file itself instead of as `$NAME`; quotes none of them."""
-    places = [*secrets_in(settings.model_dump()), *_passwords_in_addresses(document.values)]
+    found = [*secrets_in(settings.model_dump()), *_passwords_in_addresses(document.values)]
+    places = [place if place in document.lines else place[:-1] for place in found]  # one, where a list may stand
     return tuple(
         f"line {document.lines.get(place, 0)}: `{'.'.join(map(str, place))}` holds the secret itself; {_ADVICE.get(place, _INSTEAD)}"
         for place in places
@@ -66,7 +122,10 @@ def _passwords_in_addresses(values: dict[str, Any]) -> list[Place]:
 
 def _at(values: Any, place: Place) -> object:
     for name in place:
-        values = values.get(name) if isinstance(values, dict) else None
+        try:
+            values = values[name]
+        except (LookupError, TypeError):
+            return None
     return values
 
 

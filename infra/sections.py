@@ -7,25 +7,59 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
 from infra.chores import CHORES, checked_cron
+from infra.redaction import remember
+
+_may_miss: ContextVar[bool] = ContextVar("may_miss", default=False)
+
+
+@contextmanager
+def secrets_may_miss() -> Iterator[None]:
+    """Inside, a variable that is not set makes an empty secret instead of an error: for commands that use none."""
+    token = _may_miss.set(True)
+    try:
+        yield
+    finally:
+        _may_miss.reset(token)
 
 
 def _expand(value: Any) -> Any:
-    """`$NAME` is the environment's NAME. Nothing else reads the environment, and an empty variable is a missing one."""
-    if isinstance(value, str) and (named := re.fullmatch(r"\$([A-Za-z_][A-Za-z0-9_]*)", value)):
-        found = os.environ.get(named[1], "").strip()
-        if not found:
-            raise ValueError(f"the environment variable {named[1]} is not set or empty; set it or remove this line")
-        return found
-    return value
+    """`$NAME` is the environment's NAME. Nothing else reads the environment, and an empty secret is a missing one."""
+    if not isinstance(value, str) or not (value.startswith("$") or not value.strip()):
+        return value
+    if not value.strip():
+        raise ValueError("an empty secret is a missing one; give it a value or remove it")
+    named = re.fullmatch(r"\$([A-Za-z_][A-Za-z0-9_]*)", value)
+    if named is None:
+        raise ValueError("this is neither a secret nor `$NAME`; write `$` and the variable's name, without braces")
+    found = os.environ.get(named[1], "").strip()
+    if not found and not _may_miss.get():
+        raise ValueError(f"the environment variable {named[1]} is not set or empty; set it or remove this line")
+    return found
 
 
-Secret = Annotated[SecretStr, BeforeValidator(_expand)]
+def _masked(secret: SecretStr) -> SecretStr:
+    remember(secret.get_secret_value())
+    return secret
+
+
+Secret = Annotated[SecretStr, BeforeValidator(_expand), AfterValidator(_masked)]
+
+
+def _several(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else () if value is None else (value,)
+
+
+Secrets = Annotated[tuple[Secret, ...], BeforeValidator(_several)]
+"""One secret, or a list of them."""
 
 HostPort = Annotated[str, Field(pattern=r"^((\*\.)?[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$")]
 """`host:port`, `*.domain:port` (names below the domain, not itself), `address:port` or `[v6 address]:port`."""
@@ -47,6 +81,18 @@ class States(Section):
     rejected: str = "rejected"
     parked: str = "needs human"
     closed: tuple[str, ...] = ("done", "closed", "cancelled", "canceled", "merged")
+
+    @model_validator(mode="after")
+    def _can_be_told_apart(self) -> Self:
+        """`working` may be one of the queue's: Symphony's active states are, and a claim tells the two apart."""
+        if not any(state.strip() for state in self.queue):
+            raise ValueError("`queue` names no state, so no ticket would ever be worked on; name one")
+        ended = {state.casefold(): state for state in (self.review, self.rejected, self.parked, *self.closed)}
+        if both := [state for state in self.queue if state.casefold() in ended]:
+            raise ValueError(
+                f"{both[0]!r} cannot be of the `queue` and where a ticket goes afterwards; take another word"
+            )
+        return self
 
 
 class AnyBoard(Section):
@@ -214,13 +260,16 @@ class NotifySection(Section):
 
 
 class WebhooksSection(Section):
-    """Secrets of the receivers of `darkfactory up`; a service without one is refused."""
+    """Secrets of the receivers of `darkfactory up`; a service without one is refused. With several, any may have signed: each
+    of Linear's webhooks has its own, and a new one is in use before the old one is gone."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=4280, ge=1, le=65535)
-    github_secret: Secret | None = None
-    linear_secret: Secret | None = None
-    jira_secret: Secret | None = None
+    open_status: bool = False
+    """`/status` and `/metrics` are answered to everybody who reaches the port, not only to this machine."""
+    github_secret: Secrets = ()
+    linear_secret: Secrets = ()
+    jira_secret: Secrets = ()
 
 
 class StrongModelSection(Section):

@@ -50,6 +50,7 @@ from infra.sections import (
 
 _document: ContextVar[Document | None] = ContextVar("document", default=None)
 """The file's content while `parse_settings` reads it; None: the file of `config_path` is read."""
+NODE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 
 
 class Settings(BaseSettings):
@@ -106,7 +107,7 @@ class Settings(BaseSettings):
     housekeeping: HousekeepingSection = HousekeepingSection()
     strong: StrongModelSection | None = None
     """Takes over at attempt 3 (I9); None: every attempt uses `model`."""
-    node: str | None = None
+    node: str | None = Field(default=None, pattern=NODE_NAME)
     """This machine's name among the nodes; None: its host name."""
     max_rounds: int = Field(default=2, ge=1, le=10)
     max_samples: int = Field(default=5, ge=1, le=20)
@@ -144,6 +145,11 @@ class Settings(BaseSettings):
     def root(self) -> Path:
         """The home folder, absolute."""
         return self.home.expanduser().absolute()
+
+    @cached_property
+    def answers(self) -> Path:
+        """Where adapters keep what a service answered, to have it confirmed instead of reading it again."""
+        return self.root / "run" / "answers"
 
     @cached_property
     def all_boards(self) -> dict[str, BoardSection]:
@@ -222,6 +228,8 @@ def config_path() -> Path | None:
         raise ConfigError(
             f"DARKFACTORY_CONFIG names {str(path)!r}, which is not a file; create it or unset the variable"
         )
+    if os.path.lexists(path):
+        raise ConfigError(f"{str(path)!r} is not a file; move it away, or put a file there")
     return None
 
 

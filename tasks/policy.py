@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from infra.errors import ConfigError, WorkFailed
 from infra.git import Mirror, branch_name
-from infra.mistakes import explain
+from infra.mistakes import explain, safe_yaml
 from tasks.models import Hooks, Policy, Ticket
 
 RULE_FILES = ("AGENTS.md", "CLAUDE.md", "CONTRIBUTING.md")
@@ -231,7 +231,7 @@ def front_matter(text: str) -> tuple[dict[str, object], str]:
     if found is None:
         return {}, text
     try:
-        values = yaml.safe_load(found[1]) or {}
+        values = safe_yaml(found[1]) or {}
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date like 2024-13-45
         raise ConfigError(f"the front matter is not valid YAML: {error}; correct it and commit") from None
     if not isinstance(values, dict):

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from deployments.engine import free_port
 from deployments.snapshot import Snapshot
 from infra.boards import Ticket
 from infra.claims import Claims
@@ -26,13 +27,17 @@ ROOT = Path(__file__).parents[2]
 TICKET = "---\ntitle: Sum is wrong\nstate: ready\n---\nadd(1, 2) gives 4.\n"
 
 
-def darkfactory(home: Path, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
+def darkfactory(
+    home: Path, *arguments: str, stdin: str | None = None, **changes: str
+) -> subprocess.CompletedProcess[str]:
     """Run the command in an empty folder with an empty home."""
     home.mkdir(exist_ok=True)
     kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
     environment = {**kept, "HOME": str(home), "DARKFACTORY_HOME": str(home), "PYTHONPATH": str(ROOT), **changes}
     command = [sys.executable, "-P", "-m", "deployments", *arguments]
-    return subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, env=environment, cwd=home, input=stdin or "", capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def error_of(answer: subprocess.CompletedProcess[str]) -> dict[str, Any]:
@@ -173,12 +178,12 @@ def test_nodes_are_listed_with_the_tickets_they_hold(tmp_path: Path, database: D
 
 def test_a_pause_by_hand_is_shown_until_it_is_resumed(tmp_path: Path, database: Database, database_url: str) -> None:
     known = {"DARKFACTORY_DATABASE_URL": database_url}
-    paused = darkfactory(tmp_path, "pause", "node:mini", "--reason", "new disk", **known)
-    assert (paused.returncode, "darkfactory resume node:mini" in paused.stderr) == (0, True)
-    assert Pauses(database).active()["node:mini"].reason == "new disk"
+    paused = darkfactory(tmp_path, "pause", "provider:mini", "--reason", "new disk", **known)
+    assert (paused.returncode, "darkfactory resume provider:mini" in paused.stderr) == (0, True)
+    assert Pauses(database).active()["provider:mini"].reason == "new disk"
     wrong = darkfactory(tmp_path, "resume", **known)
-    assert (wrong.returncode, "'dispatch' is not paused (paused: node:mini)" in wrong.stderr) == (2, True)
-    assert darkfactory(tmp_path, "resume", "node:mini", **known).returncode == 0
+    assert (wrong.returncode, "'dispatch' is not paused (paused: provider:mini)" in wrong.stderr) == (2, True)
+    assert darkfactory(tmp_path, "resume", "provider:mini", **known).returncode == 0
     assert Pauses(database).active() == {}
 
 
@@ -226,7 +231,11 @@ def test_init_writes_a_file_that_can_be_used_and_replaces_none(tmp_path: Path) -
 
 
 def test_the_doctor_names_every_problem_and_how_to_mend_it(tmp_path: Path, database_url: str) -> None:
-    settings = {"DARKFACTORY_DATABASE_URL": database_url, "DARKFACTORY_MODEL": "openai/x"}
+    settings = {
+        "DARKFACTORY_DATABASE_URL": database_url,
+        "DARKFACTORY_MODEL": "openai/x",
+        "DARKFACTORY_WEBHOOKS": json.dumps({"port": free_port()}),
+    }
     bad = darkfactory(tmp_path, "doctor", "--json", DARKFACTORY_MODEL_URL="http://127.0.0.1:1/v1", **settings)
     answer = json.loads(bad.stdout)
     assert (bad.returncode, answer["exit_code"], answer["ok"]) == (3, 3, False)
@@ -235,3 +244,58 @@ def test_the_doctor_names_every_problem_and_how_to_mend_it(tmp_path: Path, datab
     worse = darkfactory(tmp_path, "doctor", DARKFACTORY_MODEL_URL="http://127.0.0.1:1/v1", **settings)
     assert worse.returncode == 2
     assert "factory.yaml" in worse.stdout
+
+
+def test_init_takes_options_and_piped_answers_and_guesses_nothing_without_them(tmp_path: Path) -> None:
+    """O7"""
+    file = tmp_path / "factory.yaml"
+    unanswered = darkfactory(tmp_path, "init")
+    assert unanswered.returncode == 2
+    assert "nothing was written. `--defaults` asks nothing" in unanswered.stderr
+    assert not file.exists()
+    wrong = darkfactory(tmp_path, "init", "--defaults", "--board", "trello")
+    assert (wrong.returncode, "--board: 'trello' is no kind of board" in wrong.stderr, file.exists()) == (
+        2,
+        True,
+        False,
+    )
+    options = ("--board", "github", "--board-project", "acme/shop", "--slots", "3")
+    answered = darkfactory(tmp_path, "init", "--defaults", *options)
+    assert answered.returncode == 0, answered.stderr
+    assert "set the environment variable GITHUB_TOKEN" in answered.stderr
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert "project: acme/shop" in file.read_text()
+    piped = darkfactory(tmp_path, "init", "--force", "--board", "linear", stdin="none\nENG\nembedded\n4\nnone\n")
+    assert piped.returncode == 0, piped.stderr
+    assert "team: ENG" in file.read_text()
+    assert "model_slots: 4" in file.read_text()
+
+
+def test_looking_and_stopping_work_without_tokens_and_beside_a_bad_edit(tmp_path: Path, database_url: str) -> None:
+    """CF1, CF4: another terminal has no token, and `down` must not wait for a comma."""
+    known = {"DARKFACTORY_DATABASE_URL": database_url}
+    file = tmp_path / "factory.yaml"
+    file.write_text("boards: {issues: {kind: github, project: acme/shop, token: $BOARD_TOKEN}}\n")
+    with Ledger(Database(open_databases(Settings(database_url=database_url)).ledger), "issues") as ledger:
+        ledger.record_ticket(Ticket(key="shop-7", title="Sum is wrong", body="b", state="todo"), "sums")
+    shown = darkfactory(tmp_path, "show", "shop-7", **known)  # its board is found by the key
+    assert (shown.returncode, "Sum is wrong" in shown.stdout) == (0, True), shown.stderr
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "factory.good.yaml").write_text(f"# The last good copy of {str(file)!r}\n{file.read_text()}")
+    file.write_text(file.read_text() + "sed: 5\n")
+    for command in (("status",), ("down",), ("pause",), ("resume",)):
+        answer = darkfactory(tmp_path, *command, **known)
+        assert answer.returncode == 0, answer.stderr
+        assert "warning: settings are not valid" in answer.stderr
+        assert "line 2: sed: no such name (did you mean 'seed'?)" in answer.stderr
+
+
+def test_a_typo_in_what_is_to_be_paused_is_no_pause(tmp_path: Path, database_url: str) -> None:
+    known = {"DARKFACTORY_DATABASE_URL": database_url}
+    for scope, said in (
+        ("board:foldr", "did you mean 'folder'?"),
+        ("node:mini", "there are: none"),
+        ("x:y", "cannot be"),
+    ):
+        answer = darkfactory(tmp_path, "pause", scope, **known)
+        assert (answer.returncode, said in answer.stderr) == (2, True), answer.stderr

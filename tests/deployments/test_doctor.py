@@ -17,6 +17,7 @@ import pytest
 
 from deployments import doctor
 from deployments.doctor import Check, examine, exit_code
+from deployments.engine import free_port
 from infra.settings import Settings, parse_settings
 from tests.shop import make_repository, write_ticket
 
@@ -52,10 +53,14 @@ class Service(BaseHTTPRequestHandler):
             return 200, {"data": []}
         if not self.path.startswith("/repos/"):
             return 404, {}
-        if self.headers["authorization"] != f"Bearer {TOKEN}":
+        if self.headers["authorization"] not in (f"Bearer {TOKEN}", f"token {TOKEN}"):
             return 401, {"message": "Bad credentials"}
+        if self.path.partition("?")[0].endswith("/issues"):
+            return 200, []
         rights = {"/repos/acme/shop": True, "/repos/acme/readonly": False}
-        return (200, {"permissions": {"push": rights[self.path]}}) if self.path in rights else (404, {})
+        if self.path not in rights:
+            return 404, {}
+        return 200, {"full_name": self.path.removeprefix("/repos/"), "permissions": {"push": rights[self.path]}}
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -79,7 +84,8 @@ def look(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("BOARD_TOKEN", TOKEN)
 
     def examined(text: str) -> dict[str, Check]:
-        full = f"database_url: {database_url}\n{text}"
+        webhooks = "" if "webhooks:" in text else f"webhooks: {{port: {free_port()}}}\n"
+        full = f"database_url: {database_url}\n{webhooks}{text}"
         (tmp_path / "factory.yaml").write_text(full)
         return {check.name: check for check in examine(parse_settings(full, "factory.yaml"))}
 
@@ -102,7 +108,7 @@ notify: {{slack_webhook: {url}/services/hidden, webhook: {url}/hook}}
     assert {name: check.message for name, check in checks.items() if not check.ok} == {}
     assert list(checks) == [
         "python", "git", "settings", "sandbox", "disk", "clock", "database", "prefect", "model", "strong model",
-        "board main", "repository shop", "pull requests of shop", "notify slack", "notify webhook",
+        "board main", "webhooks", "repository shop", "pull requests of shop", "notify slack", "notify webhook",
     ]  # fmt: skip
     assert "1 ticket(s) in 'todo', 'agent queue'" in checks["board main"].message
     assert "notify.slack_webhook` holds the secret itself" in checks["settings"].message
@@ -134,7 +140,7 @@ notify: {{slack_webhook: "http://127.0.0.1:1/services/hidden", webhook: "mailto:
     expected = {
         "strong model": (3, "127.0.0.1"), "repository plain": (2, "`repositories.plain.path`"),
         "repository lost": (2, "`repositories.lost.remote`"), "pull requests of lost": (2, "'acme/gone'"),
-        "pull requests of read": (2, "may not push"), "pull requests of deny": (3, "`repositories.deny.github.token`"),
+        "pull requests of read": (2, "may not push"), "pull requests of deny": (2, "`repositories.deny.github.token`"),
         "notify slack": (3, "cannot be reached"), "notify webhook": (2, "`notify.webhook`"),
     }  # fmt: skip
     assert wrong.keys() == expected.keys()
@@ -143,6 +149,45 @@ notify: {{slack_webhook: "http://127.0.0.1:1/services/hidden", webhook: "mailto:
     assert exit_code(list(checks.values())) == 2
     assert not {"hidden", TOKEN, "another-token"} & set(str(checks).split())
     assert "hidden" not in str(checks)
+
+
+def test_an_environment_file_that_others_may_read_is_a_mistake(look: Any, tmp_path: Path) -> None:
+    """O7, CF4: the service units read their secrets from it."""
+    file = tmp_path / "environment"
+    for mode, ok in ((0o644, False), (0o640, False), (0o600, True)):
+        file.write_text("GITHUB_TOKEN=x\n")
+        file.chmod(mode)
+        check = look("model: openai/x\nmodel_url: http://127.0.0.1:1/v1\n")["environment file"]
+        assert (check.ok, "chmod 600" in check.message) == (ok, not ok)
+
+
+def test_boards_whose_token_is_refused_or_may_only_read_and_a_port_that_is_taken_are_said(
+    look: Any, service: tuple[str, type[Service]]
+) -> None:
+    """O7: what has to be mended by a person is no fault of the machine, and no secret is printed."""
+    url, _ = service
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        checks = look(f"""
+model: openai/x
+model_url: http://me:hunter2hunter2@127.0.0.1:1/v1
+webhooks: {{port: {taken.getsockname()[1]}}}
+boards:
+  good: {{kind: github, project: acme/shop, token: $BOARD_TOKEN, url: "{url}"}}
+  read: {{kind: github, project: acme/readonly, token: $BOARD_TOKEN, url: "{url}"}}
+  deny: {{kind: github, project: acme/other, token: another-token-0123456789, url: "{url}"}}
+""")
+    said = {name: (check.exit_code, check.message) for name, check in checks.items()}
+    assert said["board good"][0] == 0
+    assert (said["board read"][0], "write access to issues" in said["board read"][1]) == (2, True)
+    assert (said["board deny"][0], "`token`" in said["board deny"][1]) == (2, True)
+    assert (said["webhooks"][0], "change `webhooks.port`" in said["webhooks"][1]) == (2, True)
+    assert said["model"][0] == 3
+    assert not [word for word in ("hunter2", TOKEN, "another-token") if word in str(checks)]
+
+
+def test_a_board_that_nobody_may_announce_tickets_of_is_said_to_be_polled(look: Any) -> None:
+    checks = look("boards: {eng: {kind: linear, team: ENG, token: $BOARD_TOKEN, url: 'http://127.0.0.1:1'}}\n")
+    assert "without `webhooks.linear_secret`, boards are read every 120 s only" in checks["webhooks"].message
 
 
 def test_a_clock_that_is_wrong_is_found(look: Any, service: tuple[str, type[Service]]) -> None:

@@ -175,3 +175,23 @@ def test_on_a_terminal_without_input_nothing_hangs_and_nothing_is_written(path: 
     assert "the input ended" in done.stderr
     assert "[folder]" in done.stderr
     assert (done.stdout, path.exists()) == ("", False)
+
+
+def test_the_factorys_own_checkout_is_not_proposed_and_issues_are_where_the_code_is(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O7: whoever follows the README stands in the factory's checkout, and presses Enter."""
+    asked: dict[str, str | None] = {}
+
+    def answer(question: Question) -> str:
+        asked[question.name] = question.default
+        return ""
+
+    monkeypatch.chdir(Path(__file__).parents[2])
+    init(path, answer)
+    assert (asked["repository"], asked["board"]) == ("none", "folder")
+    repository = make_repository(tmp_path / "shop")
+    git(repository, "remote", "add", "origin", "git@github.com:acme/shop.git")
+    monkeypatch.chdir(repository)
+    init(path, answer, force=True)
+    assert (asked["repository"], asked["board"], asked["board_project"]) == (str(repository), "github", "acme/shop")

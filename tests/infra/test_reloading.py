@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from infra import reloading
 from infra.errors import ConfigError
-from infra.reloading import current_settings
+from infra.reloading import Edits, current_settings, is_news, settings_at_hand, was_told
+from infra.settings import load_settings
 
 SECRET = "ghp_abcdefghijklmnopqrstuvwxyz0123"
 
@@ -135,3 +137,61 @@ def test_a_copy_that_cannot_be_written_is_a_warning(config: Path) -> None:
     loaded = current_settings()
     assert loaded.settings.seed == 5
     assert "no copy of the settings can be kept" in loaded.warnings[0]
+
+
+@pytest.mark.parametrize("written", [f"[$HOOK_A, {SECRET}]", SECRET])
+def test_a_secret_in_the_file_is_found_alone_and_in_a_list(
+    config: Path, monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    """CF4."""
+    monkeypatch.setenv("HOOK_A", "one")
+    config.write_text(f"webhooks:\n  github_secret: {written}\n  linear_secret: $HOOK_A\n")
+    [warning] = current_settings().warnings
+    assert warning.startswith("line 2: `webhooks.github_secret")
+    assert SECRET not in warning
+
+
+def test_a_command_that_uses_no_secret_needs_none_and_works_beside_a_bad_edit(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CF1, CF4: `status`, `pause` and `down` in another terminal, which has no token, and while the file is wrong."""
+    monkeypatch.setenv("BOARD_TOKEN", SECRET)
+    good = "seed: 5\nboards: {main: {kind: github, project: a/b, token: $BOARD_TOKEN}}\n"
+    config.write_text(good)
+    current_settings()
+    monkeypatch.delenv("BOARD_TOKEN")
+    assert (settings_at_hand().settings.seed, settings_at_hand().problem) == (5, None)
+    config.write_text(good + "sed: 6\n")
+    loaded = settings_at_hand()
+    assert loaded.settings.seed == 5
+    assert "line 3: sed: no such name (did you mean 'seed'?)" in (loaded.problem or "")
+    with pytest.raises(ConfigError, match="BOARD_TOKEN"):  # whoever works has to have it
+        load_settings()
+
+
+def test_one_problem_is_news_once_for_all_processes_and_again_after_it_was_mended(config: Path) -> None:
+    """CF1: every tick is a process of its own."""
+    settings = current_settings().settings
+    assert is_news(settings, "line 1")
+    assert is_news(settings, "line 1")  # nobody was told yet
+    was_told(settings, "line 1")
+    assert not is_news(settings, "line 1")
+    assert is_news(settings, "line 2")
+    assert not is_news(settings, None)
+    assert is_news(settings, "line 1")
+
+
+def test_a_process_that_stays_hears_of_each_edit_once(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CF1"""
+    monkeypatch.setattr(reloading, "LOOK_SECONDS", 0.0)
+    config.write_text("seed: 1\n")
+    edits = Edits(load_settings())
+    assert edits.look() is None
+    heard = []
+    for text in ("seed: 2\n", "seed: 2\nsed: 3\n", "seed: 2\n"):
+        config.write_text(text)
+        found = edits.look()
+        assert found is not None
+        heard.append((found.settings.seed, "sed" in (found.problem or "")))
+        assert edits.look() is None
+    assert heard == [(2, False), (2, True), (2, False)]

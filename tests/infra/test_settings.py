@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,7 @@ def test_a_file_that_is_not_text_is_a_config_error(home: Path) -> None:
         f"boards: {{main: {{kind: github, project: wrong, token: {SECRET}}}}}\n",
         f"boards: {{main: {{kind: github, project: a/b, token: [{SECRET}]}}}}\n",
         f"webhooks: {{github_secret: {{x: {SECRET}}}}}\n",
+        f"webhooks: {{github_secret: [[{SECRET}], 1{SECRET}]}}\n",
         f"seed: {SECRET}\n",
         f"model: [{SECRET}]\n",
     ],
@@ -153,3 +156,62 @@ def test_a_board_cannot_name_a_repository_that_is_not_configured(home: Path) -> 
         "line 3: boards.main.repository: 'shpo' is not in `repositories` (did you mean 'shop'?); configured: shop"
         in line
     )
+
+
+def doubled(lines: int, merged: bool) -> str:
+    """Each line holds the one before nine times over."""
+    names = [f"a{number}" for number in range(lines)]
+    inner = "<<: [{}]" if merged else "x: [{}]"
+    body = [f"{n}: &{n} {{{inner.format(', '.join([f'*{before}'] * 9))}}}" for before, n in pairwise(names)]
+    return "\n".join(["a0: &a0 {k: v}", *body, ""])
+
+
+@pytest.mark.parametrize("text", [doubled(12, merged=False), doubled(12, merged=True), "boards: &b {main: *b}\n"])
+def test_aliases_that_stand_for_a_billion_values_or_for_themselves_are_refused_at_once(home: Path, text: str) -> None:
+    """CF1: read at every tick, such a file would hold up every process."""
+    began = time.monotonic()
+    (line,) = complaints(home, text)
+    assert time.monotonic() - began < 2
+    assert "not valid YAML" in line
+
+
+def test_aliases_are_fine_otherwise(home: Path) -> None:
+    settings = load(home, "repositories:\n  shop: &it {path: /x, max_running: 2}\n  till: {<<: *it, max_running: 3}\n")
+    assert [known.max_running for known in settings.repositories.values()] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("key", "shown"), [("1", "`1`"), ("~", "`~`"), ("on", "`on`"), ("? [a]\n", "a list or mapping")]
+)
+def test_a_name_that_is_none_in_yaml_is_named(home: Path, key: str, shown: str) -> None:
+    (line,) = complaints(home, f"seed: 1\n{key}: 2\n")
+    assert f"line 2: {shown} is no name in YAML; write it in quotes" in line
+
+
+@pytest.mark.parametrize(
+    ("token", "said"),
+    [
+        ("''", "an empty secret is a missing one"),
+        ("'  '", "an empty secret is a missing one"),
+        ("${BOARD_TOKEN}", "write `$` and the variable's name, without braces"),
+        ("$BOARD-TOKEN", "write `$` and the variable's name, without braces"),
+    ],
+)
+def test_a_secret_that_is_empty_or_half_a_variable_is_refused_and_not_quoted(home: Path, token: str, said: str) -> None:
+    """CF4"""
+    (line,) = complaints(home, f'boards:\n  main: {{kind: github, project: a/b, token: "{token.strip(chr(39))}"}}\n')
+    assert "line 2: boards.main.token: " in line
+    assert said in line
+    assert "BOARD" not in line
+
+
+def test_a_wrong_shape_is_said_in_words_of_the_file(home: Path) -> None:
+    lines = complaints(home, "dispatch: 5\nboards: {m: {kind: folder, path: /x, states: {queue: todo}}}\n")
+    assert "line 1: dispatch: has to be `name: value` lines (got 5)" in lines[0] + lines[1]
+    assert "line 2: boards.m.states.queue: has to be a list, as in [a, b] (got 'todo')" in lines[0] + lines[1]
+
+
+def test_a_folder_in_the_place_of_the_file_is_a_mistake(home: Path) -> None:
+    (home / "factory.yaml").mkdir()
+    with pytest.raises(ConfigError, match=r"factory\.yaml' is not a file"):
+        load_settings()

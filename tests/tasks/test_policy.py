@@ -9,11 +9,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from infra.errors import ConfigError, WorkFailed
 from infra.git import Mirror
+from infra.mistakes import safe_yaml
 from infra.test_runners import detect_policy
-from tasks.models import Hooks, Ticket
+from tasks.models import Hooks, Policy, Ticket
 from tasks.policy import RULES_CHARS, front_matter, read_policy, read_rules, render_workflow, unused_keys
 
 
@@ -78,8 +80,12 @@ def test_front_matter_ends_at_a_line_of_its_own(text: str, values: dict[str, obj
 
 
 @pytest.mark.parametrize(
-    "yaml", ["- a\n- b", "a: [", "when: 2024-13-45", "a: !!python/object:os.system x", "[" * 1_000]
-)
+    "yaml",
+    [
+        "- a\n- b", "a: [", "when: 2024-13-45", "a: !!python/object:os.system x", "[" * 1_000, "a: &a [*a]",
+        "a0: &a0 {k: v}\n" + "\n".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 12)),
+    ],
+)  # fmt: skip
 def test_front_matter_nobody_can_use_is_a_config_error(yaml: str) -> None:
     with pytest.raises(ConfigError, match="front matter"):
         front_matter(f"---\n{yaml}\n---\n")
@@ -207,3 +213,14 @@ def test_rendering_is_quick_for_hostile_text() -> None:
         with suppress(WorkFailed):
             render_workflow(text, TICKET, 1)
     assert time.monotonic() - began < 5
+
+
+def test_no_repository_can_loosen_the_sandbox_the_budgets_or_the_limits(tmp_path: Path) -> None:
+    """I15: such keys are named to people and change nothing; a limit cannot be made endless."""
+    front = "test: pytest\ntest_runner: pytest\nsandbox: none\nbudgets: {ticket_usd: 999}\nmax_rounds: 99\nmodel: openai/x\n"
+    mirror, sha = mirror_of(tmp_path, {"WORKFLOW.md": f"---\n{front}---\n"})
+    assert read_policy(mirror, sha, lambda _paths, _read: (None, None)) == Policy(test="pytest", test_runner="pytest")
+    assert unused_keys(mirror, sha) == ("sandbox", "budgets", "max_rounds", "model")
+    for endless in (".inf", ".nan", "1e12", "-1"):
+        with pytest.raises(ValidationError):
+            Policy.model_validate(safe_yaml(f"timeout_seconds: {endless}"))
