@@ -6,6 +6,7 @@ No database, no Prefect server and no secrets but the endpoint's key; nothing he
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -110,7 +111,8 @@ async def _ask(
 def _mirror(settings: Settings, repository: Path, base_sha: str) -> Mirror:
     """A mirror of the checkout, which has no branch and only one commit. Raises ConfigError when it is another commit."""
     branch = ["git", "-C", str(repository), "branch", "--force", BRANCH, base_sha]
-    done = subprocess.run(branch, capture_output=True, text=True, timeout=60, check=False)
+    plain = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    done = subprocess.run(branch, env=plain, capture_output=True, text=True, timeout=60, check=False)
     if done.returncode != 0:
         raise ConfigError(
             f"{str(repository)!r} has no commit {base_sha!r}: {done.stderr.strip()[:200]!r}; check it out"

@@ -29,12 +29,15 @@ from typing import Literal
 from pydantic import SecretStr
 
 from infra.errors import AuthFailed, ConfigError, DiskFull, FactoryError, InfraError, InvalidOutput, Unreachable
+from infra.files import write_atomically
 from infra.llm import Frozen
 from infra.sandbox import WORKSPACE, Bind, Sandbox, naming_a_full_disk
 
 MAX_TEXT_BYTES = 16 << 20
 """Larger files are not text that a model reads or writes."""
 
+SESSION = "session"
+"""Name of the file, beside a checkout, that says whose unfinished work is in it."""
 _EMAIL = "darkfactory@localhost"
 _GIT_SECONDS = 900.0
 _LOCK_SECONDS = 900.0
@@ -359,27 +362,37 @@ class Mirror:
         return tuple(found)
 
     @contextmanager
-    def worktree(self, root: Path, key: str, name: str, sha: str) -> Iterator[Worktree]:
+    def worktree(self, root: Path, key: str, name: str, sha: str, session: str = "") -> Iterator[Worktree]:
         """A fresh checkout of `sha` at `root/<key>/<name>`, the same place each time, removed on exit whatever happens.
 
-        What a killed run left there is removed first. The caller holds the ticket's claim. Raises ConfigError when
-        the place, after links, is not inside the root (WS1).
+        What a killed run left there is removed first; only a `session`, which names all that its work was begun with, gets
+        back what it had changed there, and what it changed stays on an error (WS3): see `Worktree.begin`. The caller holds
+        the ticket's claim. Raises ConfigError when the place, after links, is not inside the root (WS1).
         """
         with naming_a_full_disk("a worktree"):
             root.mkdir(parents=True, exist_ok=True)
         path = root.resolve() / directory_name(key) / directory_name(name)
         private = path.parent / ".private" / path.name
-        self._remove(root, path, private)
-        try:
-            with self._locked() as lock, naming_a_full_disk("a worktree"):
-                private.mkdir(parents=True)
-                self._run("worktree", "add", "--quiet", "--detach", str(path), sha, keep=lock)
-            yield Worktree(self, path, private, sha)
-        finally:
+        worktree = Worktree(self, path, private, sha, session)
+        if worktree.begun is None:
             self._remove(root, path, private)
-            with self._locked(), suppress(OSError):  # not empty: another step of the ticket is at work
-                private.parent.rmdir()
-                path.parent.rmdir()
+        else:
+            _refuse_outside(root.resolve(), path)
+        stays = False
+        try:
+            with _in_use(path.parent):
+                if worktree.begun is None:
+                    with self._locked() as lock, naming_a_full_disk("a worktree"):
+                        private.mkdir(parents=True)
+                        self._run("worktree", "add", "--quiet", "--detach", str(path), sha, keep=lock)
+                yield worktree
+        except BaseException:
+            stays = worktree.begun is not None
+            raise
+        finally:
+            if not stays:
+                self._remove(root, path, private)
+                _remove_empty(path.parent)
 
     def point(self, ref: str, sha: str) -> None:
         """Set a ref of the mirror (`refs/…`)."""
@@ -645,12 +658,35 @@ class Mirror:
 class Worktree:
     """A checkout of one commit that agents and tests may ruin. Made and removed by `Mirror.worktree`.
 
-    `read`, `write` and `delete` follow no link and touch no `.git`: such a path raises InvalidOutput.
+    `read`, `write` and `delete` follow no link and touch no `.git`: such a path raises InvalidOutput. `begun` is the commit
+    that its session began with, when an earlier run of that session left its changes here.
     """
 
-    def __init__(self, mirror: Mirror, path: Path, private: Path, sha: str) -> None:
+    def __init__(self, mirror: Mirror, path: Path, private: Path, sha: str, session: str = "") -> None:
         self.path, self.sha = path, sha
-        self._mirror, self._private = mirror, private
+        self._mirror, self._private, self._session = mirror, private, session
+        self.begun = self._begun()
+
+    def begin(self, start: str) -> str:
+        """From here on the changes of the session are worth keeping: on an error, or a kill, the next one goes on with them.
+
+        Returns `start`, the commit it begins with.
+        """
+        if self._session:
+            write_atomically(self._private / SESSION, f"{self._session} {start}".encode())
+            self.begun = start
+        return start
+
+    def end(self) -> None:
+        """Nothing here is worth keeping any more."""
+        self.begun = None
+
+    def _begun(self) -> str | None:
+        try:
+            session, _, start = (self._private / SESSION).read_text().partition(" ")
+        except (OSError, UnicodeDecodeError):
+            return None
+        return start if start and session == self._session and self.path.is_dir() else None
 
     def read(self, path: str) -> str | None:
         """The text of a file; None when there is none, or when it is not UTF-8 text of at most MAX_TEXT_BYTES."""
@@ -860,7 +896,7 @@ async def is_dirty(checkout: Path, sandbox: Sandbox) -> bool:
     with tempfile.TemporaryDirectory() as scratch:
         result = await sandbox.run(
             ["git", *_options(), "-c", "safe.directory=*", "-C", str(checkout.resolve()), "status", "--porcelain"],
-            worktree=Path(scratch),
+            worktree=Path(scratch).resolve(),
             environment={"GIT_OPTIONAL_LOCKS": "0", **{k: v for k, v in _ENVIRONMENT.items() if k.startswith("GIT_")}},
             binds=binds,
         )
@@ -1008,13 +1044,70 @@ def file_lock(path: Path) -> Iterator[int]:
         yield file.fileno()
 
 
-def _remove_inside(root: Path, path: Path) -> None:
-    """Delete `path`, which must lie inside the root with no link on the way (WS1)."""
-    root = root.resolve()
+@contextmanager
+def _in_use(folder: Path) -> Iterator[None]:
+    """Hold a folder of checkouts with a lock that dies with this process, so that nobody takes it away (`take_away`)."""
+    while True:
+        with naming_a_full_disk("a worktree"):
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            if folder.exists() and os.path.samestat(folder.stat(), os.fstat(handle)):  # not taken away meanwhile
+                yield
+                return
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def _out_of_use(folder: Path) -> Iterator[bool]:
+    """Whether no living process uses a checkout in this folder; while inside, none begins to."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:  # gone, or a link
+        yield not folder.exists()
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+    else:
+        yield True
+    finally:
+        os.close(handle)
+
+
+def take_away(folder: Path, place: Path) -> bool:
+    """Move a folder of checkouts to `place`, at once. False while a living process uses one of them, or when it is gone."""
+    with _out_of_use(folder) as free, suppress(FileNotFoundError):
+        if free:
+            folder.rename(place)
+            return True
+    return False
+
+
+def _remove_empty(folder: Path) -> None:
+    with _out_of_use(folder) as free, suppress(OSError):  # not empty: something unfinished is there
+        if free:
+            (folder / ".private").rmdir()
+            folder.rmdir()
+
+
+def _refuse_outside(root: Path, path: Path) -> None:
     if path == root or not path.is_relative_to(root) or path.resolve() != path:
         raise ConfigError(
             f"{str(path)!r} leads out of the worktree folder {str(root)!r}; remove the link that is there"
         )
+
+
+def _remove_inside(root: Path, path: Path) -> None:
+    """Delete `path`, which must lie inside the root with no link on the way (WS1)."""
+    root = root.resolve()
+    _refuse_outside(root, path)
     for parent in reversed(path.relative_to(root).parents[:-1]):
         if (root / parent).exists() and not (root / parent).is_dir():
             _delete(root / parent)
@@ -1024,19 +1117,20 @@ def _remove_inside(root: Path, path: Path) -> None:
 def _delete(path: Path) -> None:
     """Delete a file, link or folder, also one whose folders were made unreadable. Follows no link."""
     if path.is_symlink() or path.is_file():
-        path.unlink()
+        path.unlink(missing_ok=True)
     elif path.exists():
         shutil.rmtree(path, onerror=_open_up_and_retry)
 
 
 def _open_up_and_retry(function: Callable[..., object], name: str, _: object) -> None:
-    for folder in (Path(name).parent, Path(name)):
-        if folder.is_dir() and not folder.is_symlink():
-            folder.chmod(0o700)
-    if Path(name).is_dir() and not Path(name).is_symlink():
-        shutil.rmtree(name)
-    else:
-        Path(name).unlink(missing_ok=True)
+    with suppress(FileNotFoundError):  # somebody else removes it, too
+        for folder in (Path(name).parent, Path(name)):
+            if folder.is_dir() and not folder.is_symlink():
+                folder.chmod(0o700)
+        if Path(name).is_dir() and not Path(name).is_symlink():
+            shutil.rmtree(name)
+        else:
+            Path(name).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -179,6 +179,8 @@ def database_error(url: str, error: Exception) -> FactoryError:
         return ConfigError(f"{place}: {parts.username!r} lacks a right: {reason}; grant it (schema creation is needed)")
     if state == "53100":
         return DiskFull(f"{place} has no disk space left; free some and run again ({reason})")
+    if state.startswith("40"):
+        return Unreachable(f"{place} gave up a change that another one was in the way of; run again ({reason})")
     return Unreachable(f"{place} cannot be used: {reason}; check that it runs and that database_url is right")
 
 
@@ -374,7 +376,10 @@ def _account_entry() -> pwd.struct_passwd:
     except KeyError:
         command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", _ACCOUNT]
     try:
-        subprocess.run(command, capture_output=True, check=False, timeout=30)  # a racing process may have been first
+        environment = {"PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"}
+        subprocess.run(
+            command, env=environment, capture_output=True, check=False, timeout=30
+        )  # another may have been first
         return pwd.getpwnam(_ACCOUNT)
     except (OSError, KeyError):
         raise ConfigError(

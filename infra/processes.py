@@ -264,7 +264,9 @@ def _table() -> dict[int, Process]:
 def _table_of_ps() -> dict[int, Process]:
     columns = ["ps", "-axo", "pid=,ppid=,pgid=,state=,lstart="]
     found = {}
-    for line in subprocess.run(columns, capture_output=True, text=True, check=False).stdout.splitlines():
+    environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
+    listed = subprocess.run(columns, env=environment, capture_output=True, text=True, check=False).stdout
+    for line in listed.splitlines():
         pid, parent, group, state, started = line.split(maxsplit=4)
         found[int(pid)] = Process(int(pid), int(parent), int(group), started.strip(), state.startswith("Z"))
     return found

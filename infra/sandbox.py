@@ -316,7 +316,7 @@ def _probe() -> None:
     try:
         subprocess.run(
             [_found("bwrap"), *_ISOLATION, *system, "--", _found("prlimit"), "--core=0", "true"],
-            check=True, capture_output=True, timeout=_PROBE_SECONDS, stdin=subprocess.DEVNULL,
+            env={"PATH": _SYSTEM_PATH}, check=True, capture_output=True, timeout=_PROBE_SECONDS, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except (subprocess.SubprocessError, OSError) as error:
         said = getattr(error, "stderr", None) or str(error).encode()
@@ -344,6 +344,8 @@ def checked_worktree(worktree: Path, network: bool, egress: Egress | None) -> Pa
     if worktree.is_symlink() or not worktree.is_dir():
         raise ConfigError(f"cannot run in {str(worktree)!r}: it is not a folder")
     path = worktree.resolve()
+    if path != Path(os.path.abspath(worktree)):  # noqa: PTH100  without following links
+        raise ConfigError(f"cannot run in {str(worktree)!r}: a link on the way leads to {str(path)!r}; remove it")
     if Path.home().resolve().is_relative_to(path) or path.is_relative_to("/usr"):
         raise ConfigError(f"cannot run in {str(path)!r}: it holds the user's home or the system")
     return path

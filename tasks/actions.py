@@ -210,6 +210,7 @@ def _prefix(brief: Brief) -> str:
         memories=(),
         baseline=brief.baseline,
         nonce=brief.nonce,
+        answers=brief.answers,
     )
 
 
@@ -453,7 +454,7 @@ def _end_lost() -> int:
             if section := sections.get(row.project):
                 _end(site(section), row.id, "nobody waits for it any more")
         except FactoryError as error:
-            _log.warning("unit=%s runner=not-ended reason=%r", row.id, redact(str(error)))
+            _log.warning("board=%s ticket=%s unit=%s runner=not-ended reason=%r", row.board, row.ticket, row.id, redact(str(error)))  # fmt: skip
             if row.reserved_at > oldest:
                 continue
         jobs.settle(row.id, "failed", minutes=None, requests=None, reason="its runner cannot be asked any more")

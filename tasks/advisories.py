@@ -142,7 +142,7 @@ async def _ask(command: tuple[str, ...], files: Mapping[str, str]) -> CommandRes
         for name, text in files.items():
             (Path(folder) / name).write_text(text, encoding="utf-8")
         return await services.sandbox().run(
-            command, worktree=Path(folder), timeout_seconds=TIMEOUT_SECONDS, network=True
+            command, worktree=Path(folder).resolve(), timeout_seconds=TIMEOUT_SECONDS, network=True
         )
 
 

@@ -247,7 +247,8 @@ class _Loop:
         characters, lines = _SHOWN.get(call.name, (5_000, None))
         if self.model.context_tokens < _SMALL_CONTEXT_TOKENS:
             characters, lines = characters // 2, lines // 2 if lines else None
-        text = truncate(output.text.replace(self.nonce, ""), characters, lines)
+        said = output.text.replace(self.nonce, " ")  # a space: what is left must not close up into another
+        text = truncate(said, characters, lines)
         return f"<output {self.nonce}>\n{text}\n</output {self.nonce}>"
 
     def _forget_old_outputs(self) -> None:

@@ -1,16 +1,18 @@
 """The coder's work done by a whole agent of the section `agents`: its prompt, its session, and whose fault its end was.
 
 An agent that could not work raises what a failed model call raises, so that no attempt is burnt; one that worked hands
-out its diff, however it ended.
+out its diff, however it ended. What a session changed before it was cut off is where the next run goes on (WS3).
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+import logging
 import secrets
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from infra.agents import Activity, CodingAgent, Report, Session
@@ -28,6 +30,7 @@ from infra.errors import (
     Unreachable,
 )
 from infra.git import Worktree
+from infra.logs import about
 from infra.redaction import redact
 from infra.sections import AgentSection, RoleSection
 from tasks import progress, services
@@ -50,6 +53,11 @@ You are in a checkout of the repository, in a sandbox without people: nobody ans
 the tests{command}. Change only what the unit needs; do not edit or remove existing tests. Do not commit: what lies in the \
 folder when you end is your work. When the tests say that the unit is done, end with two sentences: what was wrong and \
 what you changed."""
+_log = logging.getLogger(__name__)
+GO_ON = """
+
+An earlier session of this same work was cut off. What it changed lies in the folder, and `git diff` shows it: look at that \
+first, then go on from there."""
 SHOWN_RED = 20
 EXPLANATION_CHARS = 400
 OUTPUT_CHARS = 2_000
@@ -90,16 +98,33 @@ async def agent_edit(
     note_grant(job, grant_for(job, "coder", brief.policy, unit, services.settings().agents[agent.name]))
     mirror, sandbox = services.mirror(brief.repository), services.sandbox()
     laid = laid_files(tests, feedback, given)
-    async with prepared(coder_checkout(brief, unit, asker), brief.policy, sandbox, laid) as worktree:
-        start = await worktree.commit(sandbox, "before the agent")
-        report = await _session(agent, asker, prompt(brief, plan, unit, tests, feedback), worktree)
+    told = prompt(brief, plan, unit, tests, feedback)
+    session = session_name(asker, plan, unit, laid, feedback)
+    async with prepared(coder_checkout(brief, unit, asker, session), brief.policy, sandbox, laid) as worktree:
+        told += GO_ON if worktree.begun else ""
+        start = worktree.begun or worktree.begin(await worktree.commit(sandbox, "before the agent"))
+        report = await _session(agent, asker, told, worktree)
         head = await worktree.commit(sandbox, f"{job.ticket.key} {unit.id}")
+        if head == start:
+            worktree.end()
+        ending = ending_of(report, agent, worked=head != start)
     added = coders_tests(mirror, brief.repository.base_sha, feedback, given)
-    ending = ending_of(report, agent, worked=head != start)
     services.pauses().succeed(scope_of(agent))
     return Change(unit=unit.id, candidate=asker.candidate, round=asker.round, ending=ending, samples=1,
                   files=edited_files(mirror, start, head, laid, added), explanation=report.said[:EXPLANATION_CHARS],
                   passed=ending == "done", usage=report.usage)  # fmt: skip
+
+
+def session_name(asker: Asker, plan: Plan, unit: WorkUnit, laid: Mapping[str, str | None], feedback: Feedback) -> str:
+    """The same for the same work on the same base, ticket and attempt: only then half of it is worth going on with."""
+    begun = [
+        asker.thought,
+        plan.model_dump_json(exclude={"usage"}),
+        unit.model_dump_json(),
+        feedback.must_fix,
+        sorted(laid.items()),
+    ]
+    return hashlib.sha256(json.dumps(begun).encode()).hexdigest()[:32]
 
 
 def prompt(brief: Brief, plan: Plan, unit: WorkUnit, tests: tuple[TestChange, ...], feedback: Feedback) -> str:
@@ -125,14 +150,18 @@ async def _session(agent: CodingAgent, asker: Asker, told: str, worktree: Worktr
     key = f"agent-{asker.attempt_id}-{asker.candidate}-{asker.round}-{secrets.token_hex(8)}"
     await asyncio.to_thread(_reserve, key, asker, section)
     try:
-        await agent.check(services.sandbox(), worktree.path)
-        report = await agent.run(
-            Session(prompt=told, max_seconds=section.max_seconds, max_turns=section.max_turns, max_usd=section.max_usd),
-            worktree=worktree.path,
-            sandbox=services.sandbox(),
-            binds=tuple(worktree.git_binds()),
-            on_activity=lambda activity: _tell(asker, activity),
-        )
+        with about(session=key, role=asker.label):
+            await agent.check(services.sandbox(), worktree.path)
+            report = await agent.run(
+                Session(
+                    prompt=told, max_seconds=section.max_seconds, max_turns=section.max_turns, max_usd=section.max_usd
+                ),
+                worktree=worktree.path,
+                sandbox=services.sandbox(),
+                binds=tuple(worktree.git_binds()),
+                on_activity=lambda activity: _tell(asker, activity),
+            )
+            _log.info("agent=%s outcome=%s seconds=%.0f usd=%.6f", agent.name, report.ran_out or report.exit_code, report.seconds, report.usage.cost_usd)  # fmt: skip
     except (ConfigError, InfraError) as error:  # it was not started
         services.budgets().release(key)
         if isinstance(error, OF_THE_PROVIDER):
@@ -236,7 +265,8 @@ def blame(report: Report, agent: CodingAgent, worked: bool) -> Fault:
         provider=agent.provider,
         node=settings.node_name,
     )
-    fault = classify(ending, datetime.now(UTC), fail_fast_seconds=settings.dispatch.fail_fast_seconds)
+    here = datetime.now().astimezone()  # agents print the clock of their machine, often without its zone
+    fault = classify(ending, here, fail_fast_seconds=settings.dispatch.fail_fast_seconds)
     if silent and fault.kind == "timeout":
         reason = f"{agent.provider}: no answer within {report.seconds:.0f} s"
         return fault.model_copy(update={"kind": "transport", "scope": "provider", "burns": False, "reason": reason})

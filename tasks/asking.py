@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -19,6 +20,7 @@ from prefect import task
 from infra.errors import BudgetExhausted, CapacityUnavailable, RateLimited, Unreachable
 from infra.llm import ModelClient
 from infra.llm.router import Purpose
+from infra.logs import about
 from infra.redaction import redact
 from infra.slots import slot
 from tasks import progress, services
@@ -27,6 +29,7 @@ from tasks.models import Completion, Frozen, Job, Message, ModelRequest
 MODEL_SLOTS = "model-slots"
 """Folder in `<home>/run` of the node's model slots. Not a Prefect limit: its server keeps leases in memory, so the slot of
 a run that was killed together with its temporary server stayed taken for ever (measured on 3.8.8)."""
+_log = logging.getLogger(__name__)
 WAIT_FOR_RESET_SECONDS = 30.0
 """A rate limit that resets later than this ends the run (nothing burnt) instead of holding a slot."""
 
@@ -112,11 +115,14 @@ async def ask(asker: Asker, request: ModelRequest, model: str) -> Completion:
 
     settings = services.settings()
     async with AsyncExitStack() as held:
+        held.enter_context(about(session=key, role=asker.label))
         with progress.may_be_silent(settings.dispatch.session_seconds):  # a run that waits its turn is not stuck
             await held.enter_async_context(slot(settings.root / "run" / MODEL_SLOTS, settings.model_slots))
         began = time.monotonic()
         with progress.may_be_silent(settings.model_timeout_seconds):  # the time before the first token
             completion = await router.for_call(purpose).complete(request, on_text)
+        used = completion.usage
+        _log.info("model=%s outcome=answered prompt_tokens=%d completion_tokens=%d usd=%.6f", ascii(completion.model), used.prompt_tokens, used.completion_tokens, used.cost_usd)  # fmt: skip
     services.ledger().record_session(
         asker.attempt_id,
         key,

@@ -210,14 +210,21 @@ def render_prefix(
     baseline: TestReport,
     nonce: str,
     ticket_chars: int = TICKET_CHARS,
+    answers: str = "",
 ) -> str:
-    """The text all prompts of this ticket start with."""
+    """The text all prompts of this ticket start with. `answers`: what people replied to earlier runs, also to a ticket that
+    is too long to be shown whole."""
     said = "\n\n".join(
         [ticket.title, ticket.body, *(f"{c.author}: {c.body}" for c in ticket.comments if c.marker is None)]
     )
     parts = [f"Repository `{repository}`, tests run with `{policy.test or 'none'}`."]
     parts += [f"Rules of the repository:\n{fenced(rules[:RULES_CHARS], nonce)}"] if rules else []
     parts += [f"Ticket {ticket.key}:\n{fenced(said[:ticket_chars], nonce)}"]
+    parts += (
+        [f"Earlier runs had to ask; the replies settle what the ticket leaves open:\n{fenced(answers, nonce)}"]
+        if answers
+        else []
+    )
     lessons = "\n".join(memories)
     parts += [f"Lessons from earlier work:\n{fenced(lessons, nonce)}"] if memories else []
     failing = sorted(baseline.ids("failed"))

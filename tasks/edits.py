@@ -12,11 +12,11 @@ from tasks.asking import Asker
 from tasks.models import Brief, Change, Feedback, TestChange, WorkUnit
 
 
-def coder_checkout(brief: Brief, unit: WorkUnit, asker: Asker) -> AbstractContextManager[Worktree]:
-    """A worktree of the base commit for one coder's work on one unit."""
+def coder_checkout(brief: Brief, unit: WorkUnit, asker: Asker, session: str = "") -> AbstractContextManager[Worktree]:
+    """A worktree of the base commit for one coder's work on one unit; what an earlier run of its `session` left is in it."""
     name = f"coder-{asker.candidate}-{asker.round}-{unit.id}"
     base = brief.repository.base_sha
-    return services.mirror(brief.repository).worktree(services.worktrees(), brief.ticket.key, name, base)
+    return services.mirror(brief.repository).worktree(services.worktrees(), brief.ticket.key, name, base, session)
 
 
 def laid_files(tests: tuple[TestChange, ...], feedback: Feedback, given: tuple[Change, ...]) -> dict[str, str | None]:

@@ -16,6 +16,7 @@ from infra.git import covers
 from infra.sections import AgentSection
 from tasks import paper, services
 from tasks.models import Frozen, Job, Policy, WorkUnit
+from tasks.questions import may_ask
 
 Role = Literal["architect", "coder", "tester", "auditor", "reviewer", "judge", "scribe"]
 Network = Literal["none", "model"]
@@ -110,11 +111,12 @@ def grant_for(
     """The grant of a role in this run: its row of the table, without what the repository protects.
 
     `agent` is the whole agent that is to do the work; only with one does the network open, to its hosts alone. A role
-    whose row allows none gets no hosts.
+    whose row allows none gets no hosts. Nobody asks people on a ticket that has asked often enough (SM8).
     """
     row = _TABLE[role]
     outside = agent is not None and row.external_agent
     narrowed = {
+        "tools": row.tools if may_ask(job.claim) else row.tools - {ASK},
         "protected": policy.protected_paths,
         "unit": f"{job.ticket.key} {unit.id}" if unit else job.ticket.key,
         "network": row.network if outside else "none",

@@ -32,20 +32,25 @@ async def prepared(
     """A checkout in which tests or an agent run: the policy's hooks around it, `files` (path -> text, None deletes)
     written over it.
 
-    `after_create` finds the commit as it is, `before_run` the files too. Without hooks no process is started. Raises
-    WorkFailed when `after_create` fails, InvalidOutput for a path that may not be written.
+    `after_create` finds the commit as it is, `before_run` the files too; in a checkout that holds unfinished work both are
+    there already, and one that stays is not said to be removed. Without hooks no process is started. Raises WorkFailed when
+    `after_create` fails, InvalidOutput for a path that may not be written.
     """
     with checkout as worktree:
         try:
-            await run_hook("after_create", policy, worktree.path, sandbox)
-            _lay(worktree, files)
+            if worktree.begun is None:
+                await run_hook("after_create", policy, worktree.path, sandbox)
+                _lay(worktree, files)
             await run_hook("before_run", policy, worktree.path, sandbox)
             try:
                 yield worktree
             finally:
                 await run_hook("after_run", policy, worktree.path, sandbox)
-        finally:
-            await run_hook("before_remove", policy, worktree.path, sandbox)
+        except BaseException:
+            if worktree.begun is None:
+                await run_hook("before_remove", policy, worktree.path, sandbox)
+            raise
+        await run_hook("before_remove", policy, worktree.path, sandbox)
 
 
 def _lay(worktree: Worktree, files: Mapping[str, str | None]) -> None:

@@ -19,7 +19,7 @@ from infra.remotes import remote_of
 from infra.sections import RepositorySection
 from infra.slots import sole
 from infra.test_runners import detect_policy
-from tasks import memory, paper, progress, services
+from tasks import checkouts, memory, paper, progress, services
 from tasks.code_search import sources
 from tasks.context import (
     CAPABLE_CONTEXT_CHARS,
@@ -37,6 +37,7 @@ from tasks.grants import leave_grants
 from tasks.holding import fence
 from tasks.models import Brief, Greenfield, Job, Policy, Repository, TestReport, Ticket
 from tasks.policy import read_policy, read_rules, unused_keys
+from tasks.questions import answers
 from tasks.routing import route
 from tasks.testing import examples_as_tests
 
@@ -59,7 +60,10 @@ def find_ticket(key: str, board: str = "folder") -> Ticket:
 def alone(ticket: Ticket) -> Iterator[None]:
     """Hold the ticket on this machine: a second run of it ends at once, and a killed one frees it by dying."""
     with sole(services.ticket_lock(ticket.board, ticket.key), f"ticket {ticket.key!r}"):
-        yield
+        try:
+            yield
+        finally:
+            checkouts.tidy(ticket)
 
 
 def own_state(ticket: Ticket) -> str:
@@ -229,7 +233,8 @@ async def write_brief(job: Job) -> Brief:
     if report.error:
         raise unusable(report)
     bare = Brief(ticket=job.ticket, repository=job.repository, policy=policy, baseline=report, rules=rules,
-                 memories=await memory.recall_for(job), nonce=nonce_for(services.home_secret(), job.ticket))  # fmt: skip
+                 memories=await memory.recall_for(job), answers=answers(job.ticket),
+                 nonce=nonce_for(services.home_secret(), job.ticket))  # fmt: skip
     brief = await asyncio.to_thread(with_code, job, bare)  # indexing a large repository takes its time
     brief = brief.model_copy(update={"ticket_tests": await examples_as_tests(brief)})
     await paper.leave(job, "brief", _as_markdown(brief, unused))
@@ -260,6 +265,7 @@ def with_code(job: Job, brief: Brief) -> Brief:
         baseline=brief.baseline,
         nonce=brief.nonce,
         ticket_chars=SPECIFICATION_CHARS if job.greenfield else TICKET_CHARS,
+        answers=brief.answers,
     )
     suspects = tuple(dict.fromkeys(r.function.qualified_name for r in ranked[:8]))
     return brief.model_copy(update={"excerpts": excerpts, "suspects": suspects, "prefix": prefix})

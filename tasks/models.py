@@ -50,7 +50,7 @@ class Policy(Frozen):
     test: str | None = None
     test_runner: Literal["pytest", "node", "exit-code"] | None = None
     network: bool = False
-    timeout_seconds: float = Field(default=300, gt=0)
+    timeout_seconds: float = Field(default=300, gt=0, le=86_400)
     protected_paths: tuple[str, ...] = (".git*", ".git*/**", ".github/**", ".darkfactory/**")
     hooks: Hooks = Hooks()
 
@@ -177,6 +177,8 @@ class Brief(Frozen):
     suspects: tuple[str, ...] = ()
     """Qualified names of the functions most tied to the ticket, likeliest first."""
     memories: tuple[str, ...] = ()
+    answers: str = ""
+    """What earlier runs asked, and trusted people replied (`tasks.questions`)."""
     baseline: TestReport
     ticket_tests: TestChange | None = None
     """Tests taken word for word from the ticket's own examples (tester 0), or None when it has none."""

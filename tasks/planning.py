@@ -1,7 +1,7 @@
 """The architect: turns the brief into the plan that every later role works from, never from another role's chat.
 
 A capable architect may say that there is nothing to code, and names files and symbols. Both are looked up: what cannot be
-shown is asked about once and then not believed.
+shown is asked about once and then not believed. Where the ticket can be read in two ways that matter, it may ask people.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 from prefect import task
 from pydantic import BaseModel, Field, model_validator
 
-from infra.errors import InvalidOutput
+from infra.errors import InvalidOutput, NeedsHuman
 from infra.git import Mirror
 from tasks import paper, services
 from tasks.answers import ask_for, parse, required
@@ -23,10 +23,11 @@ from tasks.context import SYSTEM, source_files
 from tasks.layout import LEAST_EFFORT, layout_mistakes
 from tasks.models import Brief, Job, Message, ModelRequest, Plan, Rejection, Usage, Verdict, WorkUnit
 from tasks.paper import Signature
+from tasks.questions import may_ask
 from tasks.seats import Seat, seat
-from tasks.verification import verified_text
+from tasks.verification import verified_text, vetted_question
 
-PROMPT_VERSION = "architect-2"
+PROMPT_VERSION = "architect-3"
 
 SMALL_INSTRUCTION = """\
 Plan the fix of this ticket. Answer with one JSON object: {"summary": one sentence on what is wrong and where, \
@@ -44,6 +45,11 @@ Only when nothing should be coded, answer with {{"summary", "rejection": {{"kind
 "reason", "ticket": key of the ticket that comes first, "proofs": [{{"commit", "path", "line", "quote": that line word \
 for word}}]}}}}. Proofs are looked up: the line of a file that shows it, and the commit that did it where you know one."""
 
+ASK_RULE = """
+Only when the ticket can be read in ways that make different code, nothing here tells which is meant, and a wrong guess \
+would do harm, answer with {"summary", "question": one question to the people of the ticket}. They may take days: else \
+take the most usual reading and plan it."""
+
 APPLICATION_INSTRUCTION = """\
 You are the architect. The ticket is the specification of a whole application. Plan all of it; others write tests and code \
 from your plan alone, at the same time, and do not see each other's work. So `api_surface` names every function, class, \
@@ -59,6 +65,7 @@ JSON object: {{"summary", "effort", "risk": "low|medium|high", "components": [],
 
 REPAIR = "Parts of your answer were looked up and are not so:\n{mistakes}\nAnswer again with the whole JSON object, corrected."
 
+NOT_ASKED = "Nobody can be asked: plan the most usual reading."
 MAX_UNITS = 8
 PLAN_TOKENS, APPLICATION_TOKENS = 3_000, 8_000
 LINES_OFF = 3
@@ -119,17 +126,26 @@ class DraftPlan(SmallPlan):
     acceptance: list[str] = []
     units: list[DraftUnit] = []
     rejection: DraftRejection | None = None
+    question: str = Field(default="", max_length=2_000)
 
     @model_validator(mode="after")
     def _says_what_to_do(self) -> DraftPlan:
-        if not self.units and self.rejection is None:
-            raise ValueError("a plan needs at least one unit, or a rejection")
+        if not (self.units or self.rejection or self.question.strip()):
+            raise ValueError("a plan needs at least one unit, a rejection, or a question")
         return self
+
+    @property
+    def asks(self) -> bool:
+        """It says nothing but its question; one beside units or a rejection is not heard."""
+        return not self.units and self.rejection is None
 
 
 @task(name="architect", task_run_name="architect")
 async def make_plan(job: Job, brief: Brief) -> Plan:
-    """One plan. A small model's unusable answer is replaced by the ticket itself; a capable one's ends the attempt."""
+    """One plan. A small model's unusable answer is replaced by the ticket itself; a capable one's ends the attempt.
+
+    Raises NeedsHuman when a capable one asks what only people can say (I12).
+    """
     at = seat(job, "architect")
     asker = asker_for(job, "architect", PROMPT_VERSION)
     plan = await (_small_plan(job, brief, asker, at) if at.tier == "small" else _full_plan(job, brief, asker, at))
@@ -185,19 +201,37 @@ def _whole_ticket(job: Job, brief: Brief) -> WorkUnit:
 async def _full_plan(job: Job, brief: Brief, asker: Asker, at: Seat) -> Plan:
     whole = job.greenfield is not None
     told, most = (APPLICATION_INSTRUCTION, APPLICATION_TOKENS) if whole else (INSTRUCTION, PLAN_TOKENS)
-    look_up = layout_mistakes if whole else mistakes
-    request = _request(brief, told.format(units=MAX_UNITS), most, job)
+    rule = ASK_RULE if _may_ask(job) else ""
+    request = _request(brief, told.format(units=MAX_UNITS) + rule, most, job)
     answer, usage = await ask_for(DraftPlan, asker, request, at.model)
     draft = required(answer, "architect")
-    wrong = await asyncio.to_thread(look_up, brief, draft)
+    wrong = await _mistakes(job, brief, asker, draft)
     if wrong:
         better, more = await _repaired(asker, request, draft, wrong, at)
         usage += more
         draft = better or draft
-        wrong = await asyncio.to_thread(look_up, brief, draft)
+        wrong = await _mistakes(job, brief, asker, draft)
     if wrong and whole:
         raise InvalidOutput(f"the architect's plan of the application does not hold together: {' '.join(wrong[:3])}")
     return await asyncio.to_thread(_settled, job, brief, draft, wrong, usage)
+
+
+def _may_ask(job: Job) -> bool:
+    """A specification is planned as it stands: its author waits at the command line."""
+    return job.greenfield is None and may_ask(job.claim)
+
+
+async def _mistakes(job: Job, brief: Brief, asker: Asker, draft: DraftPlan) -> list[str]:
+    """What is wrong with the draft, one sentence each. Raises NeedsHuman for a question that may be asked."""
+    if not draft.asks:
+        return await asyncio.to_thread(layout_mistakes if job.greenfield else mistakes, brief, draft)
+    if not _may_ask(job):
+        return [NOT_ASKED]
+    try:
+        question = await vetted_question(job, brief, asker, draft.question.strip())
+    except InvalidOutput as refused:
+        return [str(refused)]
+    raise NeedsHuman(question)
 
 
 async def _repaired(
@@ -221,7 +255,7 @@ def _settled(job: Job, brief: Brief, draft: DraftPlan, wrong: Sequence[str], usa
     known = set(_mirror(brief).paths(brief.repository.base_sha)) | set(draft.creates)
     units = disjoint(numbered(draft.units[:MAX_UNITS]))
     units = tuple(u.model_copy(update={"files": tuple(f for f in u.files if f in known)}) for u in units)
-    fields = draft.model_dump(exclude={"units", "effort", "rejection"})
+    fields = draft.model_dump(exclude={"units", "effort", "rejection", "question"})
     return Plan(**fields, effort=effort, units=in_order(units) or (_whole_ticket(job, brief),), usage=usage)
 
 

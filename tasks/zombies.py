@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
+from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from uuid import UUID
 
 from prefect import task
@@ -25,12 +25,11 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
 from infra import processes
-from infra.claims import HELD
+from infra.claims import HELD, Claim, ClaimState
 from infra.errors import CapacityUnavailable
-from infra.git import Mirror
 from infra.llm import Frozen
 from infra.slots import sole
-from tasks import services
+from tasks import checkouts, services
 from tasks.launching import ONE, ROUND, SEVERAL
 
 KEPT_DELIVERIES = timedelta(days=14)
@@ -50,7 +49,10 @@ class Swept(Frozen):
 
 @task(name="requeue lost tickets", task_run_name="requeue lost tickets")
 async def requeue_lost() -> tuple[str, ...]:
-    """Tickets whose lease ended, or that made no progress for longer than `sweep_seconds` without being stopped."""
+    """Tickets whose lease ended, or that made no progress for longer than `sweep_seconds` without being stopped.
+
+    Where silence is allowed (RC1: `stall_seconds` of 0 or less), only those that were told to stop and did not.
+    """
     return await asyncio.to_thread(_requeue_lost)
 
 
@@ -61,6 +63,8 @@ def _requeue_lost() -> tuple[str, ...]:
     oldest = now - timedelta(seconds=max(dispatch.sweep_seconds, dispatch.stall_seconds))
     for claim in claims.held():
         if claim.state == "running" and claim.progress_at is not None and claim.progress_at < oldest:
+            if claim.stop is None and dispatch.stall_seconds <= 0:
+                continue
             if claim.stop is None:
                 claims.ask_stop(claim, "stalled: swept by the janitor")
             elif claims.requeue(claim, "stuck, and it did not stop"):
@@ -142,16 +146,16 @@ async def _known(client: PrefectClient, mark: str) -> FlowRun | None:
 
 def _remove_worktrees() -> int:
     """Remove the checkouts of tickets that no process of this machine works on (RC6)."""
-    home, root = services.settings().root, services.worktrees()
-    lost = home / "run" / "lost-worktrees"
-    taken = [folder for folder in root.iterdir() if _take_away(folder, lost)] if root.is_dir() else []
-    for mirror in sorted((home / "repos").glob("*.git")):
-        Mirror(mirror).sweep(lost, set())
+    root = services.worktrees()
+    folders = sorted(root.iterdir()) if root.is_dir() else []
+    claims = services.claims().in_state(*get_args(ClaimState)) if any(map(checkouts.is_unfinished, folders)) else []
+    taken = [folder for folder in folders if _take_away(folder, claims)]
+    checkouts.remove_lost()
     return len(taken)
 
 
-def _take_away(folder: Path, lost: Path) -> bool:
-    """Move a ticket's checkouts away, at once, while nobody can begin to work on it. False when somebody does."""
+def _take_away(folder: Path, claims: Sequence[Claim]) -> bool:
+    """Move a ticket's checkouts away, at once, while nobody can begin to work on it. False when somebody does, or will."""
     locks = services.settings().root / "run" / "tickets"
     with ExitStack() as stack:
         try:
@@ -159,9 +163,7 @@ def _take_away(folder: Path, lost: Path) -> bool:
                 stack.enter_context(sole(lock, f"ticket {folder.name!r}"))
         except CapacityUnavailable:
             return False
-        lost.mkdir(parents=True, exist_ok=True)
-        folder.rename(lost / f"{folder.name}.{secrets.token_hex(4)}")
-    return True
+        return checkouts.take_away(folder, claims)
 
 
 @task(name="forget old deliveries", task_run_name="forget old deliveries")

@@ -70,7 +70,8 @@ class ServerRecord(BaseModel):
 def process_started(pid: int) -> str | None:
     """When the process began, as the system words it; None when there is no such process (or only a zombie)."""
     if not Path("/proc/self/stat").exists():
-        answer = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        command, environment = ["ps", "-o", "lstart=", "-p", str(pid)], {"PATH": os.defpath, "LC_ALL": "C"}
+        answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         return answer.stdout.strip() or None
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -3,5 +3,5 @@
 A new step: change the tables, add a file in `versions/` and raise `HEAD`; a test compares all three.
 """
 
-HEAD = "0010"
+HEAD = "0011"
 """The newest revision. Known without loading Alembic, so that opening an up-to-date ledger stays cheap."""

@@ -23,6 +23,25 @@ ROOT = Path(__file__).parents[2]
 SECONDS = 150
 
 
+KILLED_AFTER = """
+import os, runpy, sys
+import deployments.running
+name, work = sys.argv.pop(1), deployments.running._work
+async def until(*given):
+    import flows.ticket  # not before the command line has set Prefect up
+    step = getattr(flows.ticket, name)
+    async def last(*given, **named):
+        try:
+            return await step(*given, **named)
+        finally:
+            os.kill(os.getpid(), 9)
+    setattr(flows.ticket, name, last)
+    return await work(*given)
+deployments.running._work = until
+runpy.run_module("deployments", run_name="__main__")
+"""
+
+
 class Ended(NamedTuple):
     """How a command ended; `answer` is the JSON object it printed, if any."""
 
@@ -66,6 +85,11 @@ class Shop:
         where = ["--repo", str(self.repository), "--json"]
         return self._start([sys.executable, "-P", "-m", "deployments", "run", "shop-1", *where])
 
+    def start_until(self, step: str) -> subprocess.Popen[str]:
+        """As `start`; the process kills itself, by SIGKILL, the moment this step of `flows.ticket` has ended."""
+        where = ["run", "shop-1", "--repo", str(self.repository), "--json"]
+        return self._start([sys.executable, "-P", "-c", KILLED_AFTER, step, *where])
+
     def end_of(self, process: subprocess.Popen[str]) -> Ended:
         stdout, stderr = process.communicate(timeout=SECONDS)
         answer = json.loads(stdout) if stdout else {}
@@ -73,7 +97,8 @@ class Shop:
 
     def kill(self, process: subprocess.Popen[str]) -> None:
         """Kill -9 of the command's whole process group: nothing of it can clean up."""
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate(timeout=20)
 
     def calls(self) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from infra.errors import FencedOff, Stopped, WorkFailed
+from infra.errors import FencedOff, NeedsHuman, Stopped, WorkFailed
 from infra.llm import ToolCall
 from infra.llm.scripted import Answer, Fault
 from tests.flows.conftest import Factory
@@ -71,6 +71,13 @@ def asks(question: str = QUESTION) -> Answer:
     return Answer(tool_calls=(ToolCall(id="call-ask", name="ask_human", arguments=json.dumps({"question": question})),))
 
 
+def services_close() -> None:
+    """As if the factory were started anew."""
+    from tasks import services
+
+    services.close()
+
+
 def reply(night: Night, key: str, author: str, text: str) -> None:  # noqa: F811
     path = night.factory.board / f"{key}.md"
     path.write_text(f"{path.read_text()}\n### {author}, 2026-02-01T10:00:00+00:00\n{text}\n")
@@ -114,29 +121,63 @@ async def test_a_question_parks_the_ticket_and_a_trusted_reply_resumes_it(key: s
     assert await asking.work() == ["ACCEPT"]
     assert state_of(asking, key) == "in review"
     last = [r.prompt for r in asking.factory.model.requests if "Your unit of it" in r.prompt][-1]
-    assert "ann: A share, in percent." in last
+    assert (
+        f"asked: A question before the work can go on; reply here:\n\n{QUESTION}\nann replied: A share, in percent."
+        in last
+    )
+    assert "mallory replied" not in last
     assert "ask_human is the last resort" in last
     assert path.read_text().count(QUESTION) == 1
 
 
 @pytest.mark.slow
-async def test_the_same_question_is_not_asked_for_ever(
+async def test_architect_and_coder_ask_until_the_bound_and_then_decide_with_what_there_is(
     key: str, asking: Night, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SM8: continuations are counted over restarts; then the ticket rests until a person changes it."""
+    """SM8, I12: continuations are counted over restarts; then nobody is offered to ask, and the work is done."""
     monkeypatch.setenv("DARKFACTORY_DISPATCH", json.dumps({"max_continuations": 2}))
-    asking.factory.model.rules = script(architect=PLAN, coder=asks())
+    unsure = json.dumps({"summary": "Unclear.", "question": "Whose discount?"})
+    asking.factory.model.rules = script(architect=(unsure, PLAN), coder=(asks(), asks(), *CODER), judge=ACCEPT)
     path = ticket(asking, key)
-    for n in range(4):
+    ends = []
+    for n in range(3):
         await asking.tick()
-        await asking.work()
+        ends += await asking.work()
+        services_close()
         reply(asking, key, "ann", f"A share, I said. ({n})")
         asking.clock.move(minutes=10)
-    assert len(await asking.runs()) == 3
-    claim = asking.claim(key)
-    assert (claim.state, claim.question, claim.continuations) == ("parked", None, 2)
+    assert ends == ["NeedsHuman", "NeedsHuman", "ACCEPT"]
     assert path.read_text().count("reply here") == 2
-    assert "waited for 2 answer(s) already" in path.read_text()
+    prompts = [r.prompt for r in asking.factory.model.requests if "You are the architect" in r.prompt]
+    assert ["one question to the people" in prompt for prompt in prompts] == [True, True, False]
+    assert ["ann replied: A share, I said. (0)" in prompt for prompt in prompts] == [False, True, True]
+    last = [r.prompt for r in asking.factory.model.requests if "Your unit of it" in r.prompt][-1]
+    assert "ask_human is the last resort" not in last
+    assert "there is no tool 'ask_human'" in last
+    assert state_of(asking, key) == "in review"
+
+
+@pytest.mark.slow
+async def test_a_question_that_no_model_asks_has_a_bound_too(
+    key: str, asking: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SM8: one of the factory's own rules, such as of playbooks; then the ticket rests until a person changes it."""
+    monkeypatch.setenv("DARKFACTORY_DISPATCH", json.dumps({"max_continuations": 1}))
+
+    async def needs_people(*_: object) -> None:
+        raise NeedsHuman("Approve it.")
+
+    monkeypatch.setattr("flows.ticket.work_operation", needs_people)
+    path = ticket(asking, key)
+    for n in range(3):
+        await asking.tick()
+        await asking.work()
+        reply(asking, key, "ann", f"Yes. ({n})")
+        asking.clock.move(minutes=10)
+    assert len(await asking.runs()) == 2
+    claim = asking.claim(key)
+    assert (claim.state, claim.question, claim.continuations) == ("parked", None, 1)
+    assert "waited for 1 answer(s) already" in path.read_text()
     assert state_of(asking, key) == "needs human"
 
 

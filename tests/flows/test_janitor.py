@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"),
 ]
+
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -122,6 +126,22 @@ async def test_a_run_that_beats_but_gets_nowhere_is_told_first_and_then_loses_it
     assert (now(stuck).state, now(stuck).token) == ("retry-queued", 2)
 
 
+async def test_where_silence_is_allowed_only_a_run_that_was_told_to_stop_loses_its_ticket(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RC1: 0 or less means never, for the janitor too; and one that does not heed its stop is stuck all the same."""
+    from tasks import services
+
+    monkeypatch.setenv("DARKFACTORY_DISPATCH", '{"stall_seconds": 0}')
+    services.close()
+    quiet, told = claimed("quiet"), claimed("told")
+    services.claims().ask_stop(told, "cancelled: the ticket is closed")
+    for claim in (quiet, told):
+        services.claims().renew(claim, idle_seconds=100_000)
+    assert (await sweep()).requeued == (told.ticket,)
+    assert (now(quiet).state, now(quiet).stop) == ("running", None)
+
+
 async def test_runs_whose_claim_went_on_without_them_are_crashed_and_no_others(clock: Clock) -> None:
     """I13: Prefect's word is not enough; a run that a person started, a live one and one that just ended are left alone."""
     from tasks import services
@@ -174,31 +194,42 @@ async def test_marked_processes_of_runs_that_are_over_are_ended(
     assert [process.poll() for process in (alive, foreign, odd)] == [None, None, None]
 
 
+MAKE = """
+import contextlib, os, sys
+from pathlib import Path
+from infra.git import Mirror
+mirror, root, *keys = sys.argv[1:]
+with contextlib.ExitStack() as stack:
+    for key in keys:
+        tree = stack.enter_context(Mirror(Path(mirror)).worktree(Path(root), key, "coder", Mirror(Path(mirror)).base(None)[1]))
+        (tree.path / "half.py").write_text("unfinished")
+    os.kill(os.getpid(), 9)
+"""
+
+
 @pytest.fixture
-def worktrees(factory: Factory, clock: Clock) -> Iterator[Callable[[str], Path]]:
-    """Makes a checkout that a killed run left behind, with everything git knows of it."""
-    from infra.git import Mirror
+def worktrees(factory: Factory, clock: Clock) -> Callable[..., list[Path]]:
+    """Makes checkouts that a killed run left behind, with everything git knows of them."""
+    from infra.git import Mirror, directory_name
     from tasks import services
 
     mirror = Mirror.open(factory.home / "repos", "shop", str(make_repository(factory.home / "source")))
 
-    def leave(key: str) -> Path:
-        _, sha = mirror.base(None)
-        worktree = running.enter_context(mirror.worktree(services.worktrees(), key, "coder", sha))
-        (worktree.path / "half.py").write_text("unfinished")
-        return worktree.path
+    def leave(*keys: str) -> list[Path]:
+        command = [sys.executable, "-c", MAKE, str(mirror.path), str(services.worktrees()), *keys]
+        assert subprocess.run(command, cwd=ROOT, check=False, timeout=60).returncode == -9
+        return [services.worktrees() / directory_name(key) / "coder" for key in keys]
 
-    with ExitStack() as running:
-        yield leave
+    return leave
 
 
 async def test_worktrees_of_killed_runs_go_and_those_of_live_ones_stay(
-    factory: Factory, worktrees: Callable[[str], Path]
+    factory: Factory, worktrees: Callable[..., list[Path]]
 ) -> None:
     """RC6, I13: the kernel says who lives; a name with dashes does not mislead."""
     from tasks import services
 
-    dead, live, dashed = worktrees("dead"), worktrees("live"), worktrees("a--b")
+    dead, live, dashed = worktrees("dead", "live", "a--b")
     services.ticket_lock("folder", "dead").mkdir(parents=True)
     with (
         sole(services.ticket_lock("folder", "live"), "live"),
@@ -213,11 +244,76 @@ async def test_worktrees_of_killed_runs_go_and_those_of_live_ones_stay(
     assert list((factory.home / "run" / "lost-worktrees").iterdir()) == []
 
 
+async def test_a_checkout_in_use_stays_whoever_uses_it(factory: Factory, worktrees: Callable[..., list[Path]]) -> None:
+    """I13: a playbook, a repair and a proposal hold no ticket's lock, and lose nothing under their feet."""
+    from infra.git import Mirror
+    from tasks import services
+
+    (dead,) = worktrees("playbook-1")
+    mirror = Mirror(next((factory.home / "repos").glob("*.git")))
+    with mirror.worktree(services.worktrees(), "playbook-1", "checkout", mirror.base(None)[1]) as used:
+        assert (await clean()).worktrees == 0
+        assert used.read("README.md") == "# Shop\n"
+    assert (await clean()).worktrees == 1
+    assert not dead.exists()
+
+
+async def test_unfinished_work_stays_while_its_ticket_may_come_back(
+    factory: Factory, worktrees: Callable[..., list[Path]]
+) -> None:
+    """WS3, RC3, RC6: waiting, parked or only moved away; not when it is closed or done, nor for ever."""
+    from tasks import services
+
+    held = {name: claimed(name) for name in ("waits", "asks", "moved", "closed", "gone", "done", "old", "other")}
+    left = dict(zip(held, worktrees(*(claim.ticket for claim in held.values())), strict=True))
+    for name, folder in left.items():
+        if name != "other":
+            mark = folder.parent / ".private" / "coder" / "session"
+            mark.write_text("work 0000")
+    os.utime(left["old"].parent / ".private" / "coder" / "session", (0, 0))
+    claims = services.claims()
+    claims.retry(held["waits"], "its lease ended", 10, "infra_faults")
+    claims.park(held["asks"], "waits for a reply", question="?")
+    claims.release(held["moved"], "cancelled: the ticket was moved to 'backlog'", moved=True)
+    claims.release(held["closed"], "cancelled: the ticket is closed", moved=True)
+    claims.release(held["gone"], "cancelled: the ticket is gone", moved=True)
+    claims.release(held["done"], "accepted", moved=True)
+    assert (await clean()).worktrees == 5
+    assert {name for name, folder in left.items() if (folder / "half.py").exists()} == {"waits", "asks", "moved"}
+
+
+async def test_a_run_that_ends_tidies_up_what_its_ticket_does_not_need_any_more(
+    factory: Factory, worktrees: Callable[..., list[Path]]
+) -> None:
+    """RC3, A3: at once when the ticket is closed; the janitor is for what nobody lives to remove."""
+    from tasks import services
+    from tasks.intake import alone
+
+    held = {name: claimed(name) for name in ("closed", "moved")}
+    left = dict(zip(held, worktrees(*(claim.ticket for claim in held.values())), strict=True))
+    for name, claim in held.items():
+        (left[name].parent / ".private" / "coder" / "session").write_text("work 0000")
+        reason = "the ticket is closed" if name == "closed" else "the ticket was moved to 'backlog'"
+        with alone(Ticket(key=claim.ticket, title="t", body="b", state="todo")):
+            services.claims().release(claim, f"cancelled: {reason}", moved=True)
+    assert [left[name].exists() for name in ("closed", "moved")] == [False, True]
+
+
+async def test_two_janitors_at_once_get_along(factory: Factory, worktrees: Callable[..., list[Path]]) -> None:
+    """I13: by schedule and at a node's start in the same second; what one took the other does not miss."""
+    from tasks.zombies import _remove_worktrees
+
+    left = worktrees(*(f"dead-{n}" for n in range(12)))
+    counts = await asyncio.gather(*(asyncio.to_thread(_remove_worktrees) for _ in range(3)))
+    assert sum(counts) == 12
+    assert not any(folder.exists() for folder in left)
+
+
 async def test_a_cleaning_that_is_killed_half_way_is_finished_by_the_next(
-    factory: Factory, worktrees: Callable[[str], Path]
+    factory: Factory, worktrees: Callable[..., list[Path]]
 ) -> None:
     """FM1: moved away, and not yet removed."""
-    left = worktrees("dead")
+    (left,) = worktrees("dead")
     lost = factory.home / "run" / "lost-worktrees" / "dead.0000"
     lost.parent.mkdir(parents=True)
     left.parent.rename(lost)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -207,6 +208,31 @@ def test_no_inherited_git_variable_or_user_configuration_counts(
     assert Mirror.open(tmp_path / "m", "x", str(source)).base(None)[0] == "main"
 
 
+@needs_bwrap
+async def test_no_git_that_we_start_knows_a_token(
+    source: Path, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """WS7: asked of a git that writes down what it was given, on every path from the mirror to the push."""
+    seen, real = tmp_path / "seen", shutil.which("git")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/git").write_text(f'#!/bin/sh\nenv >> "{seen}"\nexec {real} "$@"\n')
+    (tmp_path / "bin/git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    for name in ("GITHUB_TOKEN", "LINEAR_API_KEY", "JIRA_TOKEN", "DARKFACTORY_BOARDS", "OPENAI_API_KEY"):
+        monkeypatch.setenv(name, "planted-token")
+    mirror = Mirror.open(tmp_path / "m", "x", str(source))
+    ensure_bare(tmp_path / "forge.git", mirror, "main")
+    with mirror.worktree(root, "t", "c", mirror.base(None)[1]) as tree:
+        tree.write("app.py", "x = 2\n")
+        inside = await BOX.run("env; git log -1", worktree=tree.path, binds=tree.git_binds())
+        head = await tree.commit(BOX, "work")
+    mirror.push(str(tmp_path / "forge.git"), "agent/t", head)
+    await is_dirty(source, BOX)
+    said = seen.read_text()
+    assert said.count("GIT_TERMINAL_PROMPT=0") > 10
+    assert "planted-token" not in said + inside.output
+
+
 # Reading
 
 
@@ -378,6 +404,64 @@ def test_what_a_killed_run_left_is_replaced_at_the_same_place(mirror: Mirror, ro
         assert tree.path == root / "t/c"
         assert sorted(p.name for p in tree.path.iterdir()) == [".git", "app.py", "src"]
         assert tree.read("app.py") == "print('hello')\n"
+
+
+def test_a_session_that_was_killed_gets_its_changes_back_at_the_same_place(
+    mirror: Mirror, root: Path, sha: str
+) -> None:
+    """WS3: the same session only, and only once it had begun; when it ends well, nothing is left."""
+    script = (
+        f"from infra.git import *\nwith Mirror(Path({str(mirror.path)!r})).worktree(Path({str(root)!r}), 't', 'c', {sha!r}, 's1') as w:"
+        "\n w.begin('start'); (w.path / 'half.py').write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    for _ in range(2):
+        dead = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2], check=False)
+        assert dead.returncode == -9
+        with mirror.worktree(root, "t", "c", sha, "s1") as tree:
+            assert (tree.begun, tree.read("half.py"), tree.path) == ("start", "half", root / "t/c")
+        assert list(root.iterdir()) == []
+    assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2], check=False).returncode == -9
+    for other in ("s2", ""):
+        with mirror.worktree(root, "t", "c", sha, other) as tree:
+            assert (tree.begun, tree.read("half.py")) == (None, None)
+
+
+def test_a_session_keeps_its_changes_over_an_error_unless_there_are_none(mirror: Mirror, root: Path, sha: str) -> None:
+    """WS3: a limit, a stop, a cancellation."""
+
+    def cut_off(*, begins: bool, ends: bool) -> bool:
+        with suppress(KeyboardInterrupt), mirror.worktree(root, "t", "c", sha, "s1") as tree:
+            if begins:
+                tree.begin(sha)
+            if ends:
+                tree.end()
+            raise KeyboardInterrupt
+        return (root / "t/c").exists()
+
+    assert [cut_off(begins=False, ends=False), cut_off(begins=True, ends=True)] == [False, False]
+    assert cut_off(begins=True, ends=False)
+    shutil.rmtree(root / "t/c")
+    (root / "t/c").symlink_to(root.parent, target_is_directory=True)
+    with pytest.raises(ConfigError, match="leads out"), mirror.worktree(root, "t", "c", sha, "s1"):
+        pass  # WS1: what lies there now is somewhere else
+
+
+@needs_bwrap
+async def test_work_that_goes_on_becomes_one_commit_on_the_base(mirror: Mirror, root: Path, sha: str) -> None:
+    """WS3: what an earlier session changed and what the next one does, without what it planted in its own git folder."""
+    with suppress(KeyboardInterrupt), mirror.worktree(root, "t", "c", sha, "s1") as tree:
+        start = tree.begin(await tree.commit(BOX, "before"))
+        await BOX.run("echo 1 > one; git commit -qam mine; git config core.hooksPath /workspace", worktree=tree.path, binds=tree.git_binds())  # fmt: skip
+        raise KeyboardInterrupt
+    with mirror.worktree(root, "t", "c", sha, "s1") as tree:
+        assert tree.begun == start
+        seen = await BOX.run(
+            "git status --short; git config core.hooksPath", worktree=tree.path, binds=tree.git_binds()
+        )
+        assert seen.output == "?? one\n"
+        tree.write("two", "2\n")
+        head = await tree.commit(BOX, "all")
+    assert [file.path for file in mirror.changed(start, head)] == ["one", "two"]
 
 
 @pytest.mark.parametrize("place", ["t", "t/c", "t/.private"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import signal
 import subprocess
@@ -82,6 +83,15 @@ def test_what_ignores_sigterm_is_killed_after_the_grace(start: Start) -> None:
     assert identity(child) is None
 
 
+def test_a_tree_that_was_suspended_ends_too(start: Start) -> None:
+    """RC8: SIGTERM waits for whoever sleeps by SIGSTOP; SIGKILL does not."""
+    pid, started, pids = start('for i in 1 2; do setsid sleep 60 & echo $! >> "$PIDS"; done; sleep 61 & wait', 2)
+    for one in (*pids, pid):
+        os.kill(one, signal.SIGSTOP)
+    assert end_tree(pid, started, grace_seconds=0.2)
+    assert not any(identity(one) for one in [pid, *pids])
+
+
 def test_a_daemon_is_found_by_its_mark_when_its_parents_are_gone(start: Start) -> None:
     pid, _, (daemon,) = start('(setsid sleep 60 & echo $! >> "$PIDS"); exit', 1, run=RUN)
     assert wait_until(lambda: identity(pid) is None)
@@ -150,3 +160,40 @@ def test_a_child_dies_with_its_parent() -> None:
         child = int(parent.stdout.readline())
         parent.kill()
         assert wait_until(lambda: identity(child) is None)
+
+
+# --- what every child is given ------------------------------------------------------------------------------------------
+
+STARTERS = {"run", "Popen", "call", "check_call", "check_output", "create_subprocess_exec", "create_subprocess_shell"}
+FORBIDDEN = {"system", "popen", "execv", "execvp", "execl", "execlp", "spawnv", "spawnl", "posix_spawn"}
+INSIDE = {"infra/mutation_runs.py:_try_with_node", "infra/mutation_runs.py:passes", "infra/llm/local.py:_serve_once"}
+"""Started by programs that were given nothing of ours themselves."""
+OURSELVES = {"deployments/worker.py:_spawn"}
+"""The factory's own processes, which work with its settings."""
+
+
+def starts() -> Iterator[tuple[str, ast.Call]]:
+    """Every call in the four packages that starts a program, with `file:function`."""
+    for package in ("infra", "tasks", "flows", "deployments"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            for function in ast.walk(ast.parse(path.read_text())):
+                if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                    for call in ast.walk(function):
+                        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and _starts(call.func):
+                            yield f"{path.relative_to(ROOT)}:{function.name}", call
+
+
+def _starts(name: ast.Attribute) -> bool:
+    module = ast.unparse(name.value)
+    if module == "os":
+        return name.attr in FORBIDDEN
+    return module in {"subprocess", "asyncio"} and name.attr in STARTERS and ast.unparse(name) != "asyncio.run"
+
+
+def test_every_program_is_started_with_an_environment_that_was_chosen_for_it() -> None:
+    """WS7: no call leaves ours, which holds tokens, to a child; only the factory's own processes get all of it."""
+    found = list(starts())
+    assert len(found) > 15, "the search itself works"
+    given = {place: ast.unparse(next((k.value for k in call.keywords if k.arg == "env"), ast.Constant(None))) for place, call in found}  # fmt: skip
+    assert {place for place, environment in given.items() if environment == "None"} <= INSIDE
+    assert {place for place, call in found if "**os.environ" in ast.unparse(call)} <= OURSELVES

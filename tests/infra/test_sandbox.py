@@ -150,10 +150,10 @@ async def test_a_bind_is_not_led_out_of_the_worktree_by_a_link(worktree: Path, t
     assert not (tmp_path / "made").exists()
 
 
-@pytest.mark.parametrize("place", ["home", "link", "file", "missing"])
+@pytest.mark.parametrize("place", ["home", "link", "file", "missing", "link/inside"])
 async def test_a_worktree_that_must_not_be_handed_out_is_refused(place: str, tmp_path: Path) -> None:
     """WS1."""
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "inside").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "folder")
     (tmp_path / "file").touch()
     path = Path.home() if place == "home" else tmp_path / place

@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[2]
 UNITS = sorted((ROOT / "infra" / "units").glob("*.service"))
 PLIST = ROOT / "infra" / "units" / "dev.darkfactory.node.plist"
 PROGRAM = "darkfactory/.venv/bin/darkfactory"
+ADDRESS = "http://127.0.0.1:4200/api?a=$b&c"
+"""A shell would cut it at the ampersand, were it not in the single quotes that docs/nodes.md asks for."""
 
 
 def commands_of(unit: Path) -> dict[str, list[str]]:
@@ -71,6 +73,7 @@ def test_systemd_takes_the_unit(unit: Path, tmp_path: Path) -> None:
         [analyze, "verify", "--user", "--man=no", str(unit)],
         env=environment, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
+    assert "network" not in unit.read_text(encoding="utf-8")  # a user's units cannot wait for the system's
     complaints = [line for line in done.stderr.splitlines() if unit.name in line]
     assert (complaints, done.returncode) == ([], 0), done.stderr
 
@@ -92,12 +95,12 @@ def test_the_agents_script_hands_its_environment_to_the_node(tmp_path: Path) -> 
     program.write_text('#!/bin/sh\necho "$PREFECT_API_URL" "$@"\necho complaint >&2\n')
     program.chmod(0o755)
     (tmp_path / ".darkfactory").mkdir()
-    (tmp_path / ".darkfactory" / "environment").write_text("PREFECT_API_URL=http://127.0.0.1:4200/api\n")
+    (tmp_path / ".darkfactory" / "environment").write_text(f"# ours\nPREFECT_API_URL='{ADDRESS}'\n")
     done = subprocess.run(
         plistlib.loads(PLIST.read_bytes())["ProgramArguments"],
         env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)}, capture_output=True, text=True, timeout=20, check=True,
     )  # fmt: skip
-    assert done.stdout.split()[:3] == ["http://127.0.0.1:4200/api", "node", "join"]
+    assert done.stdout.split()[:3] == [ADDRESS, "node", "join"]
     assert (tmp_path / ".darkfactory" / "logs" / "launchd.log").read_text() == "complaint\n"
 
 

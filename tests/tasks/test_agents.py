@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -14,7 +17,7 @@ from infra.agents.opening import open_agent
 from infra.errors import BudgetExhausted, ConfigError, FactoryError, QuotaExhausted, RateLimited, Unreachable
 from infra.settings import Settings
 from tasks import services
-from tasks.agents import ending_of, prompt
+from tasks.agents import blame, ending_of, prompt
 from tasks.models import Brief, Feedback, Plan, Policy, Repository, TestChange, TestReport, Ticket, WorkUnit
 from tests.flows.conftest import Factory, _prefect, factory  # noqa: F401  fixtures
 from tests.flows.test_capable_model import PLAN
@@ -103,6 +106,25 @@ async def test_a_limit_burns_nothing_and_rests_the_agent_not_the_model(factory: 
     assert factory.leftovers() == []
 
 
+@pytest.mark.slow
+async def test_a_session_that_was_cut_off_goes_on_where_it_was(factory: Factory, hire: Hire) -> None:  # noqa: F811
+    """WS3: what it had changed is in the folder, the next one is told so, and both together are the change."""
+    half = "grep -q 'cut off' /tmp/prompt || { echo '# half' >> shop/prices.py; " + LIMIT + "; exit 1; }"
+    hire(f"cat > /tmp/prompt; {half}; grep -q '# half' shop/prices.py && {MEND}; echo Done.")
+    with pytest.raises(RateLimited):
+        await factory.run("shop-1")
+    assert len(factory.leftovers()) == 3, "the checkout, its private folder, and what git knows of it"
+    services.pauses().succeed("provider:command", by_hand=True)
+    factory.forget()
+    outcome = await factory.run("shop-1")
+    assert outcome.decision == "ACCEPT", outcome.reasons
+    made = git(factory.remote(), "show", "agent/shop-1:shop/prices.py")
+    assert "# half" in made
+    assert "(100 - discount) / 100" in made
+    assert factory.calls().count("architect") == 1
+    assert factory.leftovers() == []
+
+
 async def test_an_agent_that_cannot_be_started_is_a_setting_to_mend(factory: Factory, hire: Hire) -> None:  # noqa: F811
     hire("no-such-program --now", budgets={"ticket_agents": 1})
     with pytest.raises(ConfigError, match="no-such-program"):
@@ -160,6 +182,25 @@ def test_whose_fault_an_end_was(
     else:
         with pytest.raises(ending):
             ending_of(report, agent, worked=worked)
+
+
+def test_a_reset_without_a_zone_is_in_that_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """RB8: an agent prints the clock of the machine it runs on; read as UTC, a pause is hours too long or too short."""
+    settings = Settings.model_validate({"home": tmp_path, "agents": {"hired": {"kind": "codex"}}})
+    monkeypatch.setattr(services, "settings", lambda: settings)
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        now = datetime.now(ZoneInfo("Asia/Tokyo"))
+        said = f"You've hit your usage limit. Try again at {now + timedelta(hours=3):%I:%M %p}."
+        fault = blame(
+            Report(finished=False, exit_code=1, seconds=60, output=said), open_agent(settings, "hired"), worked=False
+        )
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert fault.reset_at is not None
+    assert timedelta(hours=2, minutes=58) < fault.reset_at - now <= timedelta(hours=3)
 
 
 def test_the_prompt_fences_the_ticket_and_names_what_is_red() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -11,12 +12,19 @@ from pydantic import ValidationError
 from infra.claims import Claim
 from infra.sections import AgentSection
 from infra.test_runners import is_test_path
+from tasks import services
 from tasks.grants import ASK, EDITING, READING, Grant, Role, grant_for
 from tasks.models import Job, Policy, Repository, Ticket, WorkUnit
 
 POLICY = Policy(protected_paths=(".github/**", "migrations/**"))
 UNIT = WorkUnit(id="u1", title="t")
 ROLES: tuple[Role, ...] = get_args(Role)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DARKFACTORY_HOME", str(tmp_path))
+    services.close()
 
 
 def job() -> Job:
@@ -46,6 +54,12 @@ def test_a_coder_writes_everything_but_what_the_repository_protects_and_alone_as
     assert given.may_write("src/a.py")
     assert not any(given.may_write(path) for path in (".github/workflows/x.yml", "MIGRATIONS/1.sql"))
     assert [role for role in ROLES if grant(role).may_ask_human] == ["coder"]
+
+
+def test_nobody_asks_on_a_ticket_that_asked_often_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SM8, I12: then it decides with what there is."""
+    monkeypatch.setenv("DARKFACTORY_DISPATCH", '{"max_continuations": 0}')
+    assert grant("coder").tools == EDITING - {ASK}
 
 
 @pytest.mark.parametrize(

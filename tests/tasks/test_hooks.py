@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,23 @@ async def test_hooks_run_in_order_around_the_work(shop: Mirror, tmp_path: Path) 
         ("touch after_run", ["after_create", "b.txt", "before_run", "work.txt"]),
         ("touch before_remove", ["after_create", "after_run", "b.txt", "before_run", "work.txt"]),
     ]
+    assert list(tmp_path.rglob("*")) == []
+
+
+async def test_unfinished_work_is_neither_made_nor_laid_nor_removed_again(shop: Mirror, tmp_path: Path) -> None:
+    """WS3, WS4: what a session left stands as it is, and hooks hear of making and removing what is really made and removed."""
+    box, sha = Witness(), shop.base(None)[1]
+    with suppress(KeyboardInterrupt):
+        async with prepared(
+            shop.worktree(tmp_path, "T-1", "c", sha, "s1"), each_hook(), box, {"b.txt": "b\n"}
+        ) as worktree:
+            worktree.begin(sha)
+            worktree.write("b.txt", "half\n")
+            raise KeyboardInterrupt
+    async with prepared(shop.worktree(tmp_path, "T-1", "c", sha, "s1"), each_hook(), box, {"b.txt": "b\n"}) as worktree:
+        assert worktree.read("b.txt") == "half\n"
+    names = [command.removeprefix("touch ") for command, _ in box.runs]
+    assert names == ["after_create", "before_run", "after_run", "before_run", "after_run", "before_remove"]
     assert list(tmp_path.rglob("*")) == []
 
 

@@ -8,13 +8,19 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from infra.claims import Claim
+from infra.errors import NeedsHuman
 from infra.git import Mirror
 from tasks import services
-from tasks.models import Brief, Plan, Policy, Repository, TestChange, TestReport, Ticket, WorkUnit
+from tasks.asking import Asker
+from tasks.models import Brief, Job, Plan, Policy, Repository, TestChange, TestReport, Ticket, Usage, WorkUnit
 from tasks.planning import (
+    NOT_ASKED,
     DraftPlan,
     DraftRejection,
     DraftUnit,
+    _mistakes,
+    _settled,
     disjoint,
     in_order,
     mending,
@@ -178,3 +184,45 @@ def test_only_another_open_ticket_of_the_board_can_come_first(brief: Brief, key:
 def test_a_plan_without_units_and_without_a_reason_is_no_plan() -> None:
     with pytest.raises(ValidationError):
         DraftPlan.model_validate({"summary": "s"})
+
+
+ASKING = {"summary": "s", "question": " Cents or euros? "}
+
+
+def planning_job(brief: Brief, continuations: int) -> Job:
+    claim = Claim.model_construct(continuations=continuations)
+    return Job.model_construct(ticket=brief.ticket, repository=brief.repository, claim=claim)
+
+
+async def mistakes_of(brief: Brief, answer: dict[str, Any], continuations: int = 0) -> list[str]:
+    asker = Asker(ticket="shop-1", attempt_id=1, thought="", role="architect", prompt_version="")
+    return await _mistakes(planning_job(brief, continuations), brief, asker, DraftPlan.model_validate(answer))
+
+
+async def test_an_architect_asks_people_what_only_they_can_say(brief: Brief) -> None:
+    """RC7, I12."""
+    with pytest.raises(NeedsHuman) as raised:
+        await mistakes_of(brief, ASKING)
+    assert raised.value.question == "Cents or euros?"
+    assert await mistakes_of(brief, {**ASKING, "units": [{"id": "a", "title": "t"}]}) == [], "what can be planned is"
+
+
+async def test_an_architect_that_asked_often_enough_plans_the_usual_reading(brief: Brief) -> None:
+    """SM8: a question is a mistake then, and one that stays is replaced by the ticket itself."""
+    assert await mistakes_of(brief, ASKING, continuations=5) == [NOT_ASKED]
+    settled = _settled(planning_job(brief, 5), brief, DraftPlan.model_validate(ASKING), [NOT_ASKED], Usage())
+    assert [unit.title for unit in settled.units] == ["t"]
+
+
+async def test_an_architect_sends_nobody_to_change_a_setting_that_nothing_shows(
+    brief: Brief, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T14: the question is vetted as the coder's are."""
+
+    async def unpublished(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr("tasks.paper.leave", unpublished)
+    question = "You must set the environment variable SHOP_DISCOUNT in production."
+    (why,) = await mistakes_of(brief, {**ASKING, "question": question})
+    assert "Name the lines of the repository that show it" in why
