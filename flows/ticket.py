@@ -72,7 +72,8 @@ async def work_ticket(
     started = time.monotonic()
     found = find_ticket(ticket, board)
     with alone(found):
-        claim = take_hold(found, find_repository(found, repository)[0], token)
+        routed = repository if token is not None and repository else find_repository(found, repository)[0]
+        claim = take_hold(found, routed, token)
         async with holding(claim):
             job = await take_in(found, repository, claim, token is not None, greenfield)
             try:
@@ -98,7 +99,7 @@ async def work_tickets(tickets: list[Assignment]) -> list[Outcome]:
             try:
                 outcomes.append(await work_ticket(each.ticket, each.repository, each.board, each.token))
             except FactoryError as error:
-                logger.warning("ticket=%s outcome=failed reason=%r", each.ticket, str(error))
+                logger.warning("board=%s ticket=%s outcome=failed reason=%r", each.board, each.ticket, str(error))
     return outcomes
 
 

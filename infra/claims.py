@@ -25,8 +25,6 @@ ClaimState = Literal["claimed", "running", "retry-queued", "parked", "released"]
 HELD: tuple[ClaimState, ...] = ("claimed", "running")
 COUNTERS = ("failures", "continuations", "revisions", "ci_fixes", "conflict_fixes", "infra_faults")
 _DISPATCH_LOCK = 7_203_773
-_WRITE_SECONDS = 60
-"""Longest side effect under a fence; a holder that is suspended longer loses its connection, and with it the row lock."""
 
 
 class ClaimTable(Table):
@@ -46,6 +44,7 @@ class ClaimTable(Table):
     node: Mapped[str]
     repository: Mapped[str]
     ticket_state: Mapped[str]
+    assignee: Mapped[str | None]
     content: Mapped[str]
     claimed_at: Mapped[datetime]
     lease_until: Mapped[datetime]
@@ -69,7 +68,7 @@ class ClaimTable(Table):
 
 class Claim(Row):
     """A claim as it was read. `machine` is where its holder's kernel lock lives; `content` the ticket's text at that time;
-    `moved`: the board was seen to have taken the state the factory set at the end."""
+    `assignee` whose ticket it was when it was first seen at work (nobody's: empty; not seen yet: None); `moved`: the board was seen to have taken the state the factory set at the end."""
 
     board: str
     ticket: str
@@ -80,6 +79,7 @@ class Claim(Row):
     node: str
     repository: str
     ticket_state: str
+    assignee: str | None = None
     content: str
     claimed_at: datetime
     lease_until: datetime
@@ -211,10 +211,10 @@ class Claims:
     def fenced(self, claim: Claim) -> Iterator[None]:
         """Do a side effect as the ticket's only holder: nobody can take the ticket over before the block ends.
 
-        Raises FencedOff, before anything was done, when somebody already did.
+        Raises FencedOff, before anything was done, when somebody already did. One that takes longer than
+        `database.SILENCE_SECONDS`, or whose process is suspended that long, loses its connection and with it the row lock.
         """
         with self._transaction() as session:
-            session.execute(text(f"set local idle_in_transaction_session_timeout = '{_WRITE_SECONDS}s'"))
             self._own_row(session, claim)
             yield
 
@@ -274,10 +274,11 @@ class Claims:
             row.updated_at = now
             return True
 
-    def see(self, claim: Claim, ticket_state: str) -> None:
-        """Remember the ticket's state on the board; caps by state count it (SM5)."""
+    def see(self, claim: Claim, ticket_state: str, assignee: str | None = None) -> None:
+        """Remember the ticket's state on the board, which caps by state count (SM5), and, where it is named, whose it is."""
+        seen = {"ticket_state": ticket_state} | ({} if assignee is None else {"assignee": assignee})
         with self._transaction() as session:
-            session.execute(self._mine(claim).values(ticket_state=ticket_state))
+            session.execute(self._mine(claim).values(**seen))
 
     def find(self, board: str, ticket: str) -> Claim | None:
         with self._transaction() as session:
@@ -294,13 +295,15 @@ class Claims:
         with self._transaction() as session:
             return self._read(session, select(ClaimTable).where(ClaimTable.state.in_(states)))
 
-    def of(self, board: str, tickets: Sequence[str]) -> dict[str, Claim]:
-        """The claims of these tickets, whatever their state, by key; one query."""
-        if not tickets:
-            return {}
-        query = select(ClaimTable).where(ClaimTable.board == board, ClaimTable.ticket.in_(tickets))
-        with self._transaction() as session:
-            return {claim.ticket: claim for claim in self._read(session, query)}
+    def with_keys(self, tickets: Sequence[str]) -> dict[str, list[Claim]]:
+        """The claims on tickets of these keys, on any board and in whatever state, by key; one query."""
+        found: dict[str, list[Claim]] = {}
+        if tickets:
+            query = select(ClaimTable).where(ClaimTable.ticket == func.any(list(tickets)))
+            with self._transaction() as session:
+                for claim in self._read(session, query):
+                    found.setdefault(claim.ticket, []).append(claim)
+        return found
 
     def expired(self) -> list[Claim]:
         """Held claims whose lease ended."""
@@ -353,6 +356,7 @@ class Claims:
             "node": node,
             "repository": repository,
             "ticket_state": ticket.state,
+            "assignee": None,
             "content": ticket.content,
             "claimed_at": now,
             "lease_until": now + timedelta(seconds=lease_seconds),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import ConfigDict
 from sqlalchemy import (
@@ -20,6 +20,7 @@ from sqlalchemy import (
     MetaData,
     Text,
     create_engine,
+    event,
     func,
     literal,
     select,
@@ -38,7 +39,12 @@ from infra.settings import Settings
 SCHEMA = "darkfactory_ledger"
 """Not `darkfactory`: PostgreSQL looks first into the schema named like the user, so a user `darkfactory` would make
 Prefect keep its tables, and look for its own `alembic_version`, among ours."""
+WATCH_SECONDS = 2
 _MIGRATION_LOCK = 7_203_772
+_CONNECTING = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+"""A host that vanished is noticed after a minute; the system's own keepalive takes two hours."""
+SILENCE_SECONDS = 60
+"""Longest that a transaction may stand still between two statements; what a claim fences off has to end within it, too."""
 
 
 class Table(DeclarativeBase):
@@ -107,10 +113,11 @@ class Database:
             pool_size=2,
             max_overflow=8,
             hide_parameters=True,
-            connect_args={"connect_timeout": 10},
+            connect_args=_CONNECTING,
         )
+        event.listen(self._engine, "connect", _bound_silence)
 
-    def __enter__(self) -> Database:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -138,17 +145,40 @@ class Database:
             raise
 
 
+def _bound_silence(connection: Any, _: object) -> None:
+    """A process that is suspended in mid-transaction (a closed laptop) loses its connection, and with it the locks that all
+    dispatchers of all machines wait for."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"set idle_in_transaction_session_timeout = '{SILENCE_SECONDS}s'")
+    connection.commit()
+
+
+class ReadOnly(Database):
+    """The database for those who only watch: no transaction of theirs writes, or keeps the server busy for long."""
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """As `Database.transaction`. A statement that takes longer than `WATCH_SECONDS` raises Unreachable."""
+        with super().transaction() as session:
+            session.execute(text("set transaction read only"))
+            session.execute(text(f"set local statement_timeout = '{WATCH_SECONDS}s'"))
+            yield session
+
+
 @contextmanager
 def only_one(database: Database, lock: int) -> Iterator[bool]:
     """Whether no other process of any machine holds the lock of this number, which is ours while inside and ends with us."""
     with database.transaction() as session:
+        session.execute(text("set local idle_in_transaction_session_timeout = 0"))
         yield bool(session.scalar(select(func.pg_try_advisory_xact_lock(lock))))
 
 
 def _is_ours_to_explain(error: DBAPIError) -> bool:
-    """The connection, the rights or the disk; anything else (a broken constraint, bad SQL) is a bug and stays visible."""
+    """The connection, the rights, the disk, or another transaction in the way; anything else (a broken constraint, bad SQL)
+    is a bug and stays visible."""
     state = getattr(error.orig, "sqlstate", None)
-    return error.connection_invalidated or state is None or state[:2] in ("08", "28", "53", "57") or state == "42501"
+    passing = ("08", "28", "40", "53", "57")
+    return error.connection_invalidated or state is None or state[:2] in passing or state in ("25P03", "42501", "55P03")
 
 
 def _schema_revision(session: Session) -> str | None:

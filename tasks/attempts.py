@@ -22,8 +22,9 @@ from infra.redaction import redact
 from infra.settings import split_providers
 from tasks import services
 from tasks.failures import Ending, Fault, classify, pause_until, rests_with_a_person, retry_delay
-from tasks.holding import fence
+from tasks.holding import again_after_fault, fence
 from tasks.models import FactoryError, Job, Outcome
+from tasks.questions import MARKER, may_ask
 
 REMARK_CHARS = 500
 CALLED_OFF = (Stopped, NeedsHuman, BudgetExhausted)
@@ -38,10 +39,12 @@ async def close(job: Job, outcome: Outcome) -> None:
     """Write how the attempt ended. A rejection burns it; when it was not the last one, the ticket is queued again."""
     ended: AttemptOutcome = "accepted" if outcome.decision == "ACCEPT" else "rejected"
     await asyncio.to_thread(_close, job, ended)
+    _log.info("attempt=%d outcome=%s reason=%r", job.attempt, ended, "; ".join(outcome.reasons)[:REMARK_CHARS])
 
 
 def _close(job: Job, ended: AttemptOutcome) -> None:
-    services.ledger(job.ticket.board).end_attempt(job.attempt_id, ended)
+    with services.claims().fenced(job.claim):  # whoever took over may be at work on this very attempt
+        services.ledger(job.ticket.board).end_attempt(job.attempt_id, ended)
     for scope in filter(None, (provider_scope(job), DISPATCH)):
         services.pauses().succeed(scope)
     claims = services.claims()
@@ -88,6 +91,7 @@ def _give_back(job: Job, error: FactoryError, seconds: float) -> None:
     except FactoryError as silence:  # a board without our words for states must not make the ticket run for ever
         _log.warning("ticket=%s outcome=not-told reason=%r", job.ticket.key, str(silence))
     _settle(job.claim, error, fault, last)
+    _log.warning("attempt=%d outcome=%s class=%s reason=%r", job.attempt, ended, type(error).__name__, str(error)[:REMARK_CHARS])  # fmt: skip
 
 
 def blame(job: Job, error: FactoryError, seconds: float, now: datetime) -> Fault:
@@ -135,8 +139,8 @@ def _tell_ticket(job: Job, error: FactoryError, fault: Fault, last: bool) -> Non
         board.move(key, states.parked)
         return
     if fault.burns or (last and job.dispatched):
-        reason = re.sub(r"\s+", " ", str(error))[:REMARK_CHARS]
-        end = f" {_HOW_ON.format(job.ticket.key)}" if last and job.dispatched else ""
+        reason = re.sub(r"\s+", " ", str(error))[:REMARK_CHARS].rstrip(".")
+        end = f". {_HOW_ON.format(job.ticket.key)}" if last and job.dispatched else ""
         ended = "was stopped" if fault.kind == "budget" else "failed"
         board.comment(key, f"Attempt {job.attempt} {ended}: {reason}{end}", marker=f"failed-{job.attempt}")
     if fault.kind != "cancelled":
@@ -146,20 +150,16 @@ def _tell_ticket(job: Job, error: FactoryError, fault: Fault, last: bool) -> Non
 def _question(claim: Claim, error: NeedsHuman) -> tuple[str, str]:
     """The comment that asks, with its marker; or says that it is not asked any more (SM8)."""
     asked = redact(error.question)
-    if _may_ask(claim):
-        return QUESTION.format(asked), f"question-{claim.token}"
+    if may_ask(claim):
+        return QUESTION.format(asked), f"{MARKER}{claim.token}"
     so_far = f"This ticket waited for {claim.continuations} answer(s) already (`dispatch.max_continuations`)"
     end = f"Put the answer into the ticket. {_HOW_ON.format(claim.ticket)}"
     return f"{so_far}, so this is not asked any more:\n\n{asked}\n\n{end}", f"unasked-{claim.token}"
 
 
-def _may_ask(claim: Claim) -> bool:
-    return claim.continuations < services.settings().dispatch.max_continuations
-
-
 def _settle(claim: Claim, error: FactoryError, fault: Fault, last: bool) -> None:
     claims = services.claims()
-    if isinstance(error, NeedsHuman) and _may_ask(claim):
+    if isinstance(error, NeedsHuman) and may_ask(claim):
         claims.park(claim, "waits for a reply", question=redact(error.question), counter="continuations")
     elif isinstance(error, NeedsHuman):
         claims.park(claim, "asked too often")
@@ -169,5 +169,7 @@ def _settle(claim: Claim, error: FactoryError, fault: Fault, last: bool) -> None
         claims.park(claim, fault.reason, counter="failures" if fault.burns else None)
     elif fault.burns:
         claims.retry(claim, fault.reason, retry_delay(claim.failures + 1), "failures")
-    else:
+    elif fault.scope == "ticket":
+        again_after_fault(claim, fault.reason)
+    else:  # people hear of the pause
         claims.retry(claim, fault.reason, retry_delay(claim.infra_faults + 1), "infra_faults")

@@ -6,6 +6,7 @@ Pure functions over tickets and configuration; who holds a ticket already is the
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -110,8 +111,8 @@ def _not_asked_for(ticket: Ticket, board: AnyBoard) -> str | None:
             )
         if _spaceless(label) not in there:
             return f"the required label {label!r} is missing"
-    allowed = {_folded(author) for author in board.allowed_authors} - {""}
-    if board.allowed_authors and _folded(ticket.author or "") not in allowed:
+    allowed = {_person(author) for author in board.allowed_authors} - {""}
+    if board.allowed_authors and _person(ticket.author or "") not in allowed:
         return f"its author {ticket.author!r:.80} is none of the board's allowed authors"
     return None
 
@@ -289,9 +290,14 @@ def alike(title: str, other: str) -> bool:
     return bool(words) and len(words & others) >= _SIMILAR * len(words | others)
 
 
+def _person(name: str) -> str:
+    """A name to compare. Only ASCII has no case: a Kelvin sign is a small k for Unicode, and `\u212aate` another person than kate."""
+    return name.strip().lower() if name.isascii() else unicodedata.normalize("NFC", name.strip())
+
+
 def _folded(text: str) -> str:
-    return " ".join(text.casefold().split())
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 def _spaceless(text: str) -> str:
-    return "".join(text.casefold().split())
+    return "".join(_folded(text).split())

@@ -6,35 +6,41 @@ import asyncio
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 
 from prefect import task
 
 from infra.boards import Board, Ticket
 from infra.claims import Claim, is_claimable
-from infra.errors import CapacityUnavailable, FactoryError, RateLimited
+from infra.errors import CapacityUnavailable, FactoryError, RateLimited, Unreachable
 from infra.fleet import Node
 from infra.git import branch_name
 from infra.llm import Frozen
 from infra.notify import notify
 from infra.pauses import BUDGET, DISPATCH
-from infra.sections import AnyBoard, FolderBoardSection
+from infra.reloading import is_news, was_told
+from infra.sections import AnyBoard
 from infra.settings import split_providers
 from tasks import services
 from tasks.agents import coder_scope
 from tasks.attempts import QUESTION
+from tasks.checkouts import CALLED_OFF, CLOSED, GONE, MOVED
 from tasks.choosing import RunningTicket, batches, by_hand, cycles, order, refusal, room
 from tasks.failures import Launch, should_pause
+from tasks.holding import again_after_fault
 from tasks.intake import CLAIM_MARKER, claim_note
 from tasks.launching import ROUND, launch_run
+from tasks.questions import MARKER, replies
 from tasks.routing import route
 
 PROBE_AFTER_SECONDS = 60.0
 """Time before a dispatch that paused itself lets one run try."""
 BOARD_PAUSE_SECONDS = 300.0
 CHANGED = "taken by another dispatcher, or changed meanwhile"
-HELD_BACK = ("not routed: ", "blocked in a circle: ")
+MOST_REMARKS = 20
+"""Tickets that one tick tells why they are not worked on: a board of thousands is neither flooded nor asked to slow us down."""
+NO_ROUTE, IN_A_CIRCLE, SAME_KEY = HELD_BACK = ("not routed: ", "blocked in a circle: ", "shares its key: ")
 """Reasons of tickets that are parked only to say something once; they go on as soon as the cause is gone."""
 
 _log = logging.getLogger(__name__)
@@ -45,6 +51,15 @@ class Waiting(Frozen):
 
     ticket: Ticket
     repository: str
+
+
+class Remark(Frozen):
+    """Why a ticket is not worked on, to be said on it once. `why` is one of HELD_BACK, `marker` that of the comment."""
+
+    ticket: Ticket
+    why: str
+    text: str
+    marker: str
 
 
 class Launched(Frozen):
@@ -112,14 +127,30 @@ def _stop_what_changed(name: str, held: Sequence[Claim]) -> list[str]:
     stopped = []
     for claim in held:
         ticket = seen.get(claim.ticket)
-        reason = _why_stop(ticket, section, claim.ticket_state)
+        reason = _why_stop(ticket, section, claim.ticket_state) or _reassigned(ticket, claim)
         if reason is not None:
-            services.claims().ask_stop(claim, f"cancelled: {reason}")
+            if not services.claims().forget(claim, reason):  # one that was never started has nothing to stop
+                services.claims().ask_stop(claim, f"{CALLED_OFF}{reason}")
             _tell(claim, "stopping", reason)
             stopped.append(claim.ticket)
-        elif ticket is not None and ticket.state != claim.ticket_state:
-            services.claims().see(claim, ticket.state)
+        elif ticket is not None:
+            _see(ticket, claim, section)
     return stopped
+
+
+def _reassigned(ticket: Ticket | None, claim: Claim) -> str | None:
+    """A person took the ticket, or was given it, since it was first seen at work (I11)."""
+    if ticket is None or not ticket.assignee or claim.assignee in (None, ticket.assignee):
+        return None
+    return f"the ticket was assigned to {ticket.assignee!r}"
+
+
+def _see(ticket: Ticket, claim: Claim, section: AnyBoard) -> None:
+    """Remember state and assignee; the latter not before our own move, on which some boards assign the ticket by themselves."""
+    at_work = claim.state == "running" and ticket.state.casefold() == section.states.working.casefold()
+    assignee = (ticket.assignee or "") if at_work and claim.assignee is None else None
+    if assignee is not None or ticket.state != claim.ticket_state:
+        services.claims().see(claim, ticket.state, assignee)
 
 
 def _why_stop(ticket: Ticket | None, section: AnyBoard, before: str) -> str | None:
@@ -128,13 +159,13 @@ def _why_stop(ticket: Ticket | None, section: AnyBoard, before: str) -> str | No
     `before` is its state when it was claimed: a round on its pull request leaves the ticket where it is, in review.
     """
     if ticket is None:
-        return "the ticket is gone"
+        return GONE
     if ticket.closed:
-        return "the ticket is closed"
+        return CLOSED
     states = section.states
     ours = {state.casefold() for state in (*states.queue, states.working)}
     if ticket.state.casefold() not in ours | {before.casefold()}:
-        return f"the ticket was moved to {ticket.state!r}"
+        return f"{MOVED} {ticket.state!r}"
     as_queued = ticket.model_copy(update={"state": states.queue[0], "blocked_by": ()})
     return None if by_hand(ticket) else refusal(as_queued, section)
 
@@ -175,40 +206,24 @@ def _resume(claim: Claim, ticket: Ticket | None) -> bool:
     """Let one go on; nothing for a ticket that a person took out of our hands, or that still waits."""
     section, claims = services.board_section(claim.board), services.claims()
     if ticket is None or ticket.closed:
-        claims.forget(claim, "the ticket is closed" if ticket else "the ticket is gone")
+        claims.forget(claim, CLOSED if ticket else GONE)
         return False
     parked = ticket.state.casefold() == section.states.parked.casefold()
     if claim.state == "retry-queued":  # killed between asking and parking: the question holds it on the board alone
-        if parked and any(c.marker == f"question-{claim.token - 1}" for c in ticket.comments):
+        if parked and any(c.marker == f"{MARKER}{claim.token - 1}" for c in ticket.comments):
             services.board(claim.board).move(ticket.key, section.states.queue[0])
         return False
     ours = {state.casefold() for state in (*section.states.queue, section.states.working)}
     if not (parked or ticket.state.casefold() in ours):
         return False
-    if claim.question and all(c.marker != f"question-{claim.token}" for c in ticket.comments):
-        services.board(claim.board).comment(ticket.key, QUESTION.format(claim.question), f"question-{claim.token}")
+    if claim.question and all(c.marker != f"{MARKER}{claim.token}" for c in ticket.comments):
+        services.board(claim.board).comment(ticket.key, QUESTION.format(claim.question), f"{MARKER}{claim.token}")
         services.board(claim.board).move(ticket.key, section.states.parked)  # the board was away when it was asked
         return False
-    if not answered(ticket, claim, section):
+    if not replies(ticket, claim, section):
         return False
     services.board(claim.board).move(ticket.key, section.states.queue[0])
     return claims.resume(claim, "answered")
-
-
-def answered(ticket: Ticket, claim: Claim, section: AnyBoard) -> bool:
-    """Whether a trusted person wrote on the ticket after the question was posted. On a folder board without names, anybody is.
-
-    It rests on the board's word for who wrote: whoever can write a folder board's files can pretend to be anybody.
-    """
-    names = section.trusted_authors or (*section.allowed_authors, *([ticket.author] if ticket.author else []))
-    trusted = {name.casefold() for name in names}
-    posted = next((n for n, c in enumerate(ticket.comments) if c.marker == f"question-{claim.token}"), None)
-    if posted is None:
-        return False
-    replies = [c for c in ticket.comments[posted + 1 :] if c.marker is None and c.body.strip()]
-    if not trusted:  # people who may write a folder's files are trusted; on a service, everybody may reply
-        return bool(replies) and isinstance(section, FolderBoardSection)
-    return any(reply.author.casefold() in trusted for reply in replies)
 
 
 @task(name="fetch", task_run_name="fetch")
@@ -218,7 +233,6 @@ async def fetch(only: tuple[str, str] | None = None) -> tuple[tuple[Waiting, ...
 
 
 def _fetch(only: tuple[str, str] | None) -> tuple[tuple[Waiting, ...], dict[str, str]]:
-    waiting: dict[str, Waiting] = {}
     skipped: dict[str, str] = {}
     tickets: list[Ticket] = []
     paused = services.pauses().active()
@@ -230,21 +244,39 @@ def _fetch(only: tuple[str, str] | None) -> tuple[tuple[Waiting, ...], dict[str,
         except FactoryError as error:
             _board_failed(name, error)
             skipped[f"board {name}"] = str(error)
-    now = services.claims().now()
-    for name in {ticket.board for ticket in tickets}:
-        mine = [ticket for ticket in tickets if ticket.board == name]
-        claims = services.claims().of(name, [ticket.key for ticket in mine])
-        for ticket in mine:
-            found, reason = _consider(ticket, claims.get(ticket.key), now)
-            if found is not None:
-                waiting[ticket.key] = found
-            elif reason:
-                skipped[ticket.key] = reason
+    waiting, remarks, passed_over = _sort_out(tickets)
     if only is None:
         for delivery in services.deliveries().waiting():  # their events were lost; what they told was just read
             services.deliveries().emitted(delivery.source, delivery.id)
-    _report_cycles([t for t in tickets if t.blocked_by])
-    return tuple(waiting[ticket.key] for ticket in order([w.ticket for w in waiting.values()])), skipped
+    _say([*remarks, *_cycles([t for t in tickets if t.blocked_by])])
+    places = {(w.ticket.board, w.ticket.key): w for w in waiting}
+    ordered = order([w.ticket for w in waiting])
+    return tuple(places[ticket.board, ticket.key] for ticket in ordered), skipped | passed_over
+
+
+def _sort_out(tickets: Sequence[Ticket]) -> tuple[list[Waiting], list[Remark], dict[str, str]]:
+    """What may be worked on, what has to be said, and why the rest waits. Of several boards with one key, the first has it."""
+    now, claims = services.claims().now(), services.claims().with_keys([ticket.key for ticket in tickets])
+    waiting, remarks, skipped, owners = list[Waiting](), list[Remark](), dict[str, str](), dict[str, str]()
+    for ticket in tickets:
+        known, owner = claims.get(ticket.key, ()), owners.setdefault(ticket.key, ticket.board)
+        mine = next((claim for claim in known if claim.board == ticket.board), None)
+        elsewhere = _elsewhere(ticket, known) or (owner if owner != ticket.board else None)
+        found, reason = _consider(ticket, mine, now, elsewhere)
+        if isinstance(found, Waiting):
+            waiting.append(found)
+        elif found is not None:
+            remarks.append(found)
+        if reason:
+            skipped[ticket.key if owner == ticket.board else f"{ticket.board}:{ticket.key}"] = reason
+    return waiting, remarks, skipped
+
+
+def _elsewhere(ticket: Ticket, claims: Sequence[Claim]) -> str | None:
+    """The other board on which there is, or was, work under the ticket's key."""
+    known = services.settings().all_boards.keys() - {ticket.board}
+    others = (claim.board for claim in claims if claim.board in known and not claim.reason.startswith(HELD_BACK))
+    return next(others, None)
 
 
 def _read(name: str, key: str | None) -> list[Ticket]:
@@ -264,7 +296,7 @@ def _read(name: str, key: str | None) -> list[Ticket]:
     again = board.tickets_by_keys([claim.ticket for claim in due if claim.ticket not in known])
     there = known | {ticket.key for ticket in again}
     for claim in (claim for claim in due if claim.ticket not in there):
-        services.claims().forget(claim, "the ticket is gone")
+        services.claims().forget(claim, GONE)
     return found + [t.model_copy(update={"state": queue[0]}) if _left_by_us(t, section) else t for t in again]
 
 
@@ -280,8 +312,13 @@ def _board_failed(name: str, error: FactoryError) -> None:
         services.pauses().pause(f"board:{name}", str(error), until)
 
 
-def _consider(ticket: Ticket, claim: Claim | None, now: datetime) -> tuple[Waiting | None, str | None]:
-    """The ticket with its repository, or why it has to wait; no reason for one that is being worked on, or was."""
+def _consider(
+    ticket: Ticket, claim: Claim | None, now: datetime, elsewhere: str | None = None
+) -> tuple[Waiting | Remark | None, str | None]:
+    """The ticket with its repository, or why it has to wait; no reason for one that is being worked on, or was.
+
+    `elsewhere` is another board with a ticket of this key: branches, worktrees and pull requests are named by key alone.
+    """
     settings, section = services.settings(), services.board_section(ticket.board)
     reason = refusal(ticket, section) or by_hand(ticket)
     if claim is not None and _is_out_of_our_hands(ticket, section):
@@ -289,10 +326,11 @@ def _consider(ticket: Ticket, claim: Claim | None, now: datetime) -> tuple[Waiti
     if reason is not None:
         return None, reason
     found = route(ticket, settings.repositories, section.repository)
+    if elsewhere is not None and (claim is None or claim.state != "running"):
+        text = f"the board {elsewhere!r} has a ticket {ticket.key!r}, too, and a key names one branch; give one of them another"
+        return _remark(ticket, claim, SAME_KEY, text, "key"), text
     if found.repository is None:
-        if claim is None or not claim.reason.startswith(HELD_BACK[0]):
-            hold_back(ticket, HELD_BACK[0], found.reason, marker="route")
-        return None, found.reason
+        return _remark(ticket, claim, NO_ROUTE, found.reason, "route"), found.reason
     if claim is not None and claim.state == "parked" and claim.reason.startswith(HELD_BACK):
         services.claims().resume(claim, "its cause is gone")
     elif claim is not None and not is_claimable(claim, ticket, now):
@@ -300,29 +338,58 @@ def _consider(ticket: Ticket, claim: Claim | None, now: datetime) -> tuple[Waiti
     return Waiting(ticket=ticket, repository=found.repository), None
 
 
+def _remark(ticket: Ticket, claim: Claim | None, why: str, text: str, marker: str) -> Remark | None:
+    """None when it was made before."""
+    said = claim is not None and claim.reason.startswith(why)
+    return None if said else Remark(ticket=ticket, why=why, text=text, marker=marker)
+
+
 def _is_out_of_our_hands(ticket: Ticket, section: AnyBoard) -> bool:
     """Closed, or in review: also what a run did that was killed before it could release its claim."""
     return ticket.closed or ticket.state.casefold() == section.states.review.casefold()
 
 
-def _report_cycles(blocked: Sequence[Ticket]) -> None:
+def _cycles(blocked: Sequence[Ticket]) -> Iterator[Remark]:
     tickets = {ticket.key: ticket for ticket in blocked}
     for cycle in cycles({key: ticket.blocked_by for key, ticket in tickets.items()}):
         text = f"these tickets block each other: {' <- '.join((*cycle, cycle[0]))}; remove one of the relations"
         for ticket in (tickets[key] for key in cycle if key in tickets):
-            claim = services.claims().find(ticket.board, ticket.key)
-            if claim is None or not claim.reason.startswith(HELD_BACK[1]):
-                hold_back(ticket, HELD_BACK[1], text, marker="cycle")
+            remark = _remark(ticket, services.claims().find(ticket.board, ticket.key), IN_A_CIRCLE, text, "cycle")
+            if remark is not None:
+                yield remark
 
 
-def hold_back(ticket: Ticket, why: str, text: str, *, marker: str) -> None:
-    """Say on the ticket, once, why it is not worked on; it is parked until its cause is gone."""
+def _say(remarks: Sequence[Remark]) -> None:
+    """Hold the first few back; the next ticks say the rest, and what a board does not take now."""
+    said = 0
+    for remark in remarks:
+        if said == MOST_REMARKS:
+            return
+        try:
+            said += hold_back(remark)
+        except FactoryError as error:
+            said += 1
+            _board_failed(remark.ticket.board, error)
+
+
+def hold_back(remark: Remark) -> bool:
+    """Say on the ticket, once, why it is not worked on; it is parked until its cause is gone. False when it is held or done,
+    and nothing was said."""
+    ticket = remark.ticket
     claim = _claim(
         Waiting(ticket=ticket, repository=""), services.claims().now(), lambda _: services.settings().node_name
     )
-    if claim is not None:
-        services.board(ticket.board).comment(ticket.key, f"Not worked on: {text}", marker=marker)
-        services.claims().park(claim, f"{why}{text}")
+    if claim is None:
+        return False
+    try:
+        services.board(ticket.board).comment(ticket.key, f"Not worked on: {remark.text}", marker=remark.marker)
+    except (RateLimited, Unreachable):
+        services.claims().forget(claim, "the board was away")
+        raise
+    except FactoryError as error:  # its conversation is locked, or the like: `darkfactory status` has the reason
+        _log.warning("board=%s ticket=%s outcome=not-told reason=%r", ticket.board, ticket.key, str(error))
+    services.claims().park(claim, f"{remark.why}{remark.text}")
+    return True
 
 
 @task(name="launch", task_run_name="launch")
@@ -335,16 +402,22 @@ async def launch(waiting: tuple[Waiting, ...]) -> tuple[tuple[Launched, ...], di
     gate = await asyncio.to_thread(dispatch_gate)
     if gate.closed is not None:
         return (), {w.ticket.key: gate.closed for w in waiting}
-    slots = await asyncio.to_thread(Slots.now)
+    slots, away = await asyncio.to_thread(Slots.now), dict[str, str]()
     for group in _groups(waiting):
-        why = slots.why_not(group[0]) or (gate.probing and launched and "dispatch tries one run first")
-        if why:
+        board = group[0].ticket.board
+        why = away.get(board) or slots.why_not(group[0])
+        if why is None and gate.probing and launched:
+            why = "dispatch tries one run first"
+        if why is not None:
             skipped |= {w.ticket.key: why for w in group}
             continue
         try:
             done = await _launch_group(group, slots)
         except FactoryError as error:
             skipped |= {w.ticket.key: str(error) for w in group}
+            if isinstance(error, RateLimited | Unreachable):  # thousands of others would hear the same
+                away[board] = str(error)
+                await asyncio.to_thread(_board_failed, board, error)
             continue
         launched += done
         skipped |= {w.ticket.key: CHANGED for w in group if w.ticket.key not in {d.ticket for d in done}}
@@ -353,11 +426,11 @@ async def launch(waiting: tuple[Waiting, ...]) -> tuple[tuple[Launched, ...], di
 
 def _groups(waiting: Sequence[Waiting]) -> list[list[Waiting]]:
     """Tickets that share a session (T13); a label that all of a board's tickets must carry relates none of them."""
-    repositories = {w.ticket.key: w.repository for w in waiting}
+    repositories = {(w.ticket.board, w.ticket.key): w.repository for w in waiting}
     settings = services.settings()
     ignored = {label for section in settings.all_boards.values() for label in section.required_labels}
     found = batches([(w.ticket, w.repository) for w in waiting], settings.dispatch.batch, ignored_labels=ignored)
-    return [[Waiting(ticket=t, repository=repositories[t.key]) for t in group] for group in found]
+    return [[Waiting(ticket=t, repository=repositories[t.board, t.key]) for t in group] for group in found]
 
 
 class Slots:
@@ -372,29 +445,35 @@ class Slots:
 
     def has_room(self) -> bool:
         """Whether a node could take any ticket at all."""
-        used = Counter(claim.node for claim in self.held)
+        used = _places(self.held)
         free = any(node.slots > used[node.name] for node in self._nodes if self._is_open(node))
         return free and len(self.held) < services.settings().dispatch.max_running
 
     def node_for(self, waiting: Waiting, held: Sequence[Claim], only: str | None = None) -> str | None:
         """The node with the most free slots that has what the repository needs and whose provider is not paused."""
-        if self._is_capped(waiting, held):
+        if self._is_capped(waiting, held) or any(_is_twin(claim, waiting.ticket) for claim in held):
             return None
         fit = [node for node in self._fit(waiting) if only in (None, node.name)]
-        free = {node.name: node.slots - sum(claim.node == node.name for claim in held) for node in fit}
+        used = _places(held)
+        free = {node.name: node.slots - used[node.name] for node in fit}
         best = max(sorted(free), key=lambda name: free[name], default=None)
         return best if best is not None and (free[best] > 0 or only is not None) else None
 
     def why_not(self, waiting: Waiting) -> str | None:
-        """Why there is no room for the ticket, or None when there seems to be."""
-        if self.node_for(waiting, self.held) is not None:
+        """Why there is no room for the ticket, or None when there seems to be. A claim of its own that was never started takes none."""
+        others = [c for c in self.held if (c.board, c.ticket) != (waiting.ticket.board, waiting.ticket.key)]
+        if self.node_for(waiting, others) is not None:
             return None
         needed = services.settings().repositories[waiting.repository].node_labels
-        if self._is_capped(waiting, self.held) or self._fit(waiting):
+        if self._is_capped(waiting, others) or self._fit(waiting):
             return "no slots"
         wanted = f" with the labels {', '.join(needed)}" if needed else ""
         closed = [scope for scope in sorted(self._paused) if scope.startswith(("provider:", "node:"))]
         return f"no node{wanted} is there" + (f" (paused: {', '.join(closed)})" if closed else "")
+
+    def take(self, claim: Claim) -> None:
+        """Count a claim that was just made, or handed on."""
+        self.held = [c for c in self.held if (c.board, c.ticket) != (claim.board, claim.ticket)] + [claim]
 
     def _is_capped(self, waiting: Waiting, held: Sequence[Claim]) -> bool:
         settings = services.settings()
@@ -411,6 +490,16 @@ class Slots:
     def _is_open(self, node: Node) -> bool:
         answering = {f"provider:{name}" for name in split_providers(node.provider)} - self._paused
         return node.alive and node.state == "active" and bool(answering) and f"node:{node.name}" not in self._paused
+
+
+def _places(held: Iterable[Claim]) -> Counter[str]:
+    """Places that are taken on each node. The tickets of one session share a process, and so one place (T13)."""
+    return Counter(node for node, _ in {(c.node, c.flow_run or f"{c.board}:{c.ticket}") for c in held})
+
+
+def _is_twin(claim: Claim, ticket: Ticket) -> bool:
+    """Whether a ticket of another board with the same key, and so the same branch, is being worked on."""
+    return claim.ticket == ticket.key and claim.board != ticket.board
 
 
 class Gate(Frozen):
@@ -469,24 +558,31 @@ async def _launch_group(group: Sequence[Waiting], slots: Slots) -> list[Launched
     claimed: list[tuple[Claim, Waiting]] = []
     for waiting in group:
         node = claimed[0][0].node if claimed else None
-        claim = await asyncio.to_thread(_claim_for_launch, waiting, slots, node)
+        try:
+            claim = await asyncio.to_thread(_claim_for_launch, waiting, slots, node)
+        except FactoryError as error:
+            if not claimed:
+                raise
+            _log.warning("ticket=%s outcome=left-out reason=%r", waiting.ticket.key, str(error))
+            continue
         if claim is not None and node in (
             None,
             claim.node,
         ):  # one that was handed on keeps its own node and waits its turn
             claimed.append((claim, waiting))
-            slots.held.append(claim)
+            slots.take(claim)
     if not claimed:
         return []
     try:
         run = await launch_run([(claim, w.repository) for claim, w in claimed])
     except CapacityUnavailable as error:  # anything else may have started the run: its claims' leases decide
         for claim, _ in claimed:
-            await asyncio.to_thread(services.claims().requeue, claim, str(error))
+            await asyncio.to_thread(again_after_fault, claim, str(error))
         raise
     done = []
     for claim, _ in claimed:
         await asyncio.to_thread(services.claims().launched, claim, run)
+        slots.take(claim.model_copy(update={"flow_run": run}))
         _log.info(
             "board=%s ticket=%s outcome=launched node=%s token=%s", claim.board, claim.ticket, claim.node, claim.token
         )
@@ -503,6 +599,9 @@ async def launch_round(waiting: Waiting) -> Launched | None:
     slots, read_at = await asyncio.to_thread(Slots.now), await asyncio.to_thread(services.claims().now)
     claim = await asyncio.to_thread(_claim, waiting, read_at, lambda held: slots.node_for(waiting, held))
     if claim is None:
+        return None
+    if not await asyncio.to_thread(_may_go, claim):
+        await asyncio.to_thread(services.claims().forget, claim, "dispatch is paused")
         return None
     try:
         run = await launch_run([(claim, waiting.repository)], flow=ROUND)
@@ -523,14 +622,23 @@ def _claim_for_launch(waiting: Waiting, slots: Slots, node: str | None) -> Claim
     claim = _claim(fresh, read_at, lambda held: slots.node_for(fresh, held, only=node))
     if claim is None:
         return None
-    if _published_before(fresh, claim):
-        return None
-    pauses = services.pauses()
-    if DISPATCH in pauses.active() and not pauses.take_probe(DISPATCH, claim.key):
-        services.claims().retry(claim, "dispatch is paused", PROBE_AFTER_SECONDS, None)
-        return None
-    board.comment(claim.ticket, claim_note(claim, claim.failures + 1), marker=CLAIM_MARKER)
+    try:
+        if _published_before(fresh, claim):
+            return None
+        if not _may_go(claim):
+            services.claims().retry(claim, "dispatch is paused", PROBE_AFTER_SECONDS, None)
+            return None
+        board.comment(claim.ticket, claim_note(claim, claim.failures + 1), marker=CLAIM_MARKER)
+    except FactoryError as error:  # nobody is told of the claim, so nothing starts (SM11), and its slot is free again
+        services.claims().retry(claim, str(error), BOARD_PAUSE_SECONDS, None)
+        raise
     return claim
+
+
+def _may_go(claim: Claim) -> bool:
+    """While dispatch is paused, one run may try (RB9)."""
+    pauses = services.pauses()
+    return DISPATCH not in pauses.active() or pauses.take_probe(DISPATCH, claim.key)
 
 
 def _reread(board: Board, waiting: Waiting) -> Waiting | None:
@@ -562,7 +670,7 @@ def _claim(waiting: Waiting, read_at: datetime, choose: Callable[[Sequence[Claim
 
 def _published_before(waiting: Waiting, claim: Claim) -> bool:
     """A pull request of this ticket is there although the ledger knows of no work on it: it is shown, never made again."""
-    if claim.token > 1 or claim.failures:
+    if claim.token > 1 and services.ledger(claim.board).recorded_state(claim.ticket) is not None:
         return False
     found = services.forge(waiting.repository).find(branch_name(waiting.ticket.key))
     if found is None or found.state == "closed":
@@ -581,7 +689,17 @@ def _tell(claim: Claim, kind: str, message: str) -> None:
 @task(name="check configuration", task_run_name="check configuration")
 async def check_configuration() -> str | None:
     """What is wrong with factory.yaml now, told to people once; None when all is well. Bad configuration skips launches (SM2)."""
-    problem = await asyncio.to_thread(services.config_problem)
+    return await asyncio.to_thread(_told_configuration)
+
+
+def _told_configuration() -> str | None:
+    settings, problem = services.settings(), services.config_problem()
     if problem is not None:
-        notify(services.settings().notify, "factory.yaml is not valid", problem, key=f"config:{problem}")
+        _log.warning("outcome=not-launched reason=%r", problem)
+    if (
+        is_news(settings, problem)
+        and problem
+        and notify(settings.notify, "factory.yaml is not valid", problem, key="config")
+    ):
+        was_told(settings, problem)
     return problem

@@ -9,13 +9,15 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from typing import Literal
 
 from prefect.runtime import flow_run
 
 from infra.claims import Claim
 from infra.errors import FactoryError, FencedOff, Stopped
+from infra.logs import about
+from infra.notify import notify
 from infra.processes import MARK
 from tasks import progress, services
 from tasks.failures import retry_delay
@@ -25,6 +27,9 @@ KILL_SECONDS = 30.0
 """A run that was told to end, and does not hear it, is killed after this time."""
 SETTLE_SECONDS = 120.0
 """A run that heard it is killed when it cannot tell ledger, board and claim within this time."""
+
+FAULTS_UNTIL_ALARM = 3
+"""Faults of one ticket's runs after which people are told: they burn no attempt, so nothing else would ever end them."""
 
 _log = logging.getLogger(__name__)
 _jobs: dict[str, Job] = {}
@@ -65,18 +70,28 @@ async def holding(claim: Claim) -> AsyncIterator[None]:
     assert current is not None  # noqa: S101  we are inside a coroutine
     heart = _Heart(claim, current)
     heart.start()
-    try:
-        yield
-    except asyncio.CancelledError:
-        reason = heart.heed()
-        if reason is None:
+    with _named(claim):
+        ended = "the run ended without a word"
+        try:
+            yield
+        except asyncio.CancelledError:
+            reason = heart.heed()
+            if reason is None:
+                raise
+            await _end_attempt(claim, reason, heart.seconds)
+            raise reason from None
+        except FactoryError as error:
+            ended = str(error)
             raise
-        await _end_attempt(claim, reason, heart.seconds)
-        raise reason from None
-    finally:
-        heart.end()
-        _jobs.pop(claim.key, None)
-        await asyncio.to_thread(put_back, claim, "the run ended without a word")
+        finally:
+            heart.end()
+            _jobs.pop(claim.key, None)
+            await asyncio.to_thread(put_back, claim, ended)
+
+
+def _named(claim: Claim) -> AbstractContextManager[None]:
+    """Log lines inside say whose they are (OB1)."""
+    return about(board=claim.board, ticket=claim.ticket, run=claim.flow_run)
 
 
 async def _end_attempt(claim: Claim, reason: FactoryError, seconds: float) -> None:
@@ -119,9 +134,20 @@ def waiting_for_their_turn(tickets: Sequence[Assignment]) -> Iterator[None]:
 def put_back(claim: Claim, reason: str) -> None:
     """Queue the ticket again when this claim still holds it; nothing when it was settled, or taken over."""
     try:
-        services.claims().retry(claim, reason, retry_delay(claim.infra_faults + 1), "infra_faults")
+        again_after_fault(claim, reason)
     except FactoryError as error:  # settled, taken over, or no database: then the lease ends by itself
         _log.debug("ticket=%s outcome=not-put-back reason=%r", claim.ticket, str(error))
+
+
+def again_after_fault(claim: Claim, reason: str) -> None:
+    """Queue a ticket again whose run ended through no fault of its own. People are told of the third time."""
+    services.claims().retry(claim, reason, retry_delay(claim.infra_faults + 1), "infra_faults")
+    if claim.infra_faults + 1 == FAULTS_UNTIL_ALARM:
+        title = f"{claim.ticket} cannot be worked on"
+        text = (
+            f"{reason}; this was fault {FAULTS_UNTIL_ALARM} of its runs, and it is tried again at least every 5 minutes"
+        )
+        notify(services.settings().notify, title, text, key=f"faults:{claim.board}:{claim.ticket}")
 
 
 @contextmanager
@@ -158,14 +184,15 @@ class _Heart(threading.Thread):
         return time.monotonic() - self._since
 
     def run(self) -> None:
-        try:
-            while self.reason is None:
-                if self._over.wait(self._claim.lease_seconds / 3):
-                    return
-                self.reason = self._look()
-        finally:  # also when the heart itself broke: without a lease the run is worth nothing
-            if not self._over.is_set():
-                self._end_run()
+        with _named(self._claim):
+            try:
+                while self.reason is None:
+                    if self._over.wait(self._claim.lease_seconds / 3):
+                        return
+                    self.reason = self._look()
+            finally:  # also when the heart itself broke: without a lease the run is worth nothing
+                if not self._over.is_set():
+                    self._end_run()
 
     def heed(self) -> FactoryError | None:
         """Take this heart's cancellation of the task back. Returns its reason, or None when somebody else cancelled, too."""

@@ -45,6 +45,11 @@ _ADDRESS_TAIL = re.compile(r"[#?@:]")
 _CHUNK = re.compile(r"[^\s<>\"'`()\[\]{}|,;]+")
 _GLUED_BEFORE = re.compile(r"\w[-.]\Z|[@$+]\Z|::\Z")
 _GLUED_AFTER = re.compile(r"[-.]\w|[@+]|::")
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u034f\u061c\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e0fff]"
+)
+"""Characters that nobody sees: a `[shop]` with one inside names the shop for whoever reads it, and so it does here."""
 
 
 class Route(Frozen):
@@ -81,10 +86,22 @@ def route(ticket: Ticket, repositories: Repositories, board_default: str | None)
 
     A rule that finds an unknown name or several repositories ends the search with None: the next rule would guess.
     """
+    seen = _as_seen(ticket)
     for rule in (_by_field, _by_label, _by_prefix, _by_words):
-        if found := rule(ticket, repositories):
+        if found := rule(seen, repositories):
             return found
     return _by_default(repositories, board_default)
+
+
+def _as_seen(ticket: Ticket) -> Ticket:
+    """The ticket without characters that nobody sees, as far as it is read."""
+    visible = {
+        "title": _UNSEEN.sub("", ticket.title[:_MOST_CHARS]),
+        "body": _UNSEEN.sub("", ticket.body[:_MOST_CHARS]),
+        "labels": tuple(_UNSEEN.sub("", label[:_MOST_CHARS]) for label in ticket.labels),
+        "repository": ticket.repository and _UNSEEN.sub("", ticket.repository[:_MOST_CHARS]),
+    }
+    return ticket.model_copy(update=visible)
 
 
 def _by_field(ticket: Ticket, repositories: Repositories) -> Route | None:
@@ -158,17 +175,20 @@ def _by_words(ticket: Ticket, repositories: Repositories) -> Route | None:
 
 def _said(ticket: Ticket, repositories: Repositories) -> _Said:
     phrases = _phrases(repositories)
-    title_text, body_text = ticket.title[:_MOST_CHARS], ticket.body[:_MOST_CHARS]
-    linked = _linked(f"{title_text}\n{body_text}", repositories)
-    title = [phrase for _, phrase in _mentions(_plain(title_text), phrases)]
-    body = list(_mentions(_plain(body_text), phrases))
+    text = _plain(ticket.body)
+    shown, hidden = _apart(text)
+    linked = _linked(f"{ticket.title}\n{shown}", repositories)
+    title = [phrase for _, phrase in _mentions(_plain(ticket.title), phrases)]
+    told = list(_mentions(text, phrases))
+    body = [(start, phrase) for start, phrase in told if shown[start] != " "]
+    aside = _linked(hidden, repositories) | {phrase.repository for _, phrase in told}
     everywhere = title + [phrase for _, phrase in body]
     times = Counter(phrase.repository for _, phrase in body)
     often = {name for name, count in times.items() if count > 1}
     early = {phrase.repository for start, phrase in body if start < _OPENING_CHARS}
     return _Said(
         named=linked | {phrase.repository for phrase in everywhere if phrase.is_name},
-        mentioned=linked | {phrase.repository for phrase in everywhere},
+        mentioned=linked | aside | {phrase.repository for phrase in everywhere},
         firm=linked | often | early | {phrase.repository for phrase in title},
     )
 
@@ -196,7 +216,9 @@ def _mentions(text: str, phrases: Mapping[str, Sequence[_Phrase]]) -> Iterator[t
     """Where the phrases stand in a plain text. Where several begin, the longest that fits counts, for all who use it."""
     in_path, done = _paths(text), 0
     for word in _WORD.finditer(text):
-        fitting = [p for p in phrases.get(word[0], ()) if _fits(p, text, word.start() - p.offset, done, in_path)]
+        if word[0] not in phrases:
+            continue
+        fitting = [p for p in phrases[word[0]] if _fits(p, text, word.start() - p.offset, done, in_path)]
         longest = [phrase for phrase in fitting if phrase.text == fitting[0].text]
         if longest:
             start = word.start() - longest[0].offset
@@ -222,6 +244,20 @@ def _paths(text: str) -> bytearray:
         if "/" in chunk[0] or "\\" in chunk[0]:
             inside[chunk.start() : chunk.end()] = b"\1" * len(chunk[0])
     return inside
+
+
+def _apart(text: str) -> tuple[str, str]:
+    """A text without its `<!-- … -->`, which a template left there and nobody sees, and those alone: both as long as before,
+    with blanks in place of the other. A comment without end hides the rest."""
+    shown, hidden, end = list[str](), list[str](), 0
+    while (start := text.find("<!--", end)) >= 0:
+        shown.append(text[end:start])
+        hidden.append(" " * (start - end))
+        closed = text.find("-->", start)
+        end = closed + 3 if closed >= 0 else len(text)
+        shown.append(" " * (end - start))
+        hidden.append(text[start:end])
+    return "".join((*shown, text[end:])), "".join(hidden)
 
 
 def _linked(text: str, repositories: Repositories) -> set[str]:

@@ -254,7 +254,7 @@ def forge(repository: str) -> Forge:
     if configured is not None and configured.github is not None:
         from infra.pull_requests.github import GitHubForge  # PyGithub takes half a second to import
 
-        return GitHubForge(configured.github)
+        return GitHubForge(configured.github, settings().answers)
     remote = Path(configured.remote).expanduser() if configured and configured.remote else None
     if remote is not None and remote.is_dir():  # several machines may push there, so their pull requests meet beside it
         place = remote.absolute()

@@ -398,7 +398,7 @@ def _move_ticket(row: Stewardship, *, merged: bool) -> None:
             board.move(row.ticket, word)
             return
         except ConfigError as error:  # not a word of this board
-            _log.info("ticket=%s outcome=not-moved reason=%r", row.ticket, str(error))
+            _log.info("board=%s ticket=%s outcome=not-moved reason=%r", row.board, row.ticket, str(error))
 
 
 def _park(row: Stewardship, seen: Seen | None, reason: str) -> Step:
@@ -479,7 +479,7 @@ async def hand_out(due: tuple[Due, ...]) -> tuple[str, ...]:
             ticket = await asyncio.to_thread(ticket_of, each.board, each.ticket, each.repository, each.branch)
             run = await launch_round(Waiting(ticket=ticket, repository=each.repository))
         except FactoryError as error:
-            _log.warning("ticket=%s outcome=not-launched reason=%r", each.ticket, str(error))
+            _log.warning("board=%s ticket=%s outcome=not-launched reason=%r", each.board, each.ticket, str(error))
             continue
         launched += [each.branch] if run is not None else []
     return tuple(launched)

@@ -15,14 +15,13 @@ import typer
 from pydantic import BaseModel
 
 from deployments.__main__ import app
-from deployments.snapshot import Limits, Snapshot
+from deployments.snapshot import ClaimedWork, Limits, Snapshot
 from infra import sections
 from infra.boards import Ticket
-from infra.claims import Claim
 from infra.database import Database
 from infra.errors import WorkFailed
 from infra.fleet import Node
-from infra.ledger import Ledger, TicketRow
+from infra.ledger import Ledger, TicketRow, Totals
 from infra.llm import Usage
 from infra.pauses import Pause
 from infra.postgres import open_databases
@@ -193,7 +192,7 @@ def test_every_variable_of_a_template_is_documented() -> None:
 
 @pytest.mark.parametrize(
     "model",
-    [Outcome, Evidence, PullRequest, TestReport, Usage, Snapshot, Limits, Claim, Pause, Node, TicketRow],
+    [Outcome, Evidence, PullRequest, TestReport, Usage, Snapshot, Limits, ClaimedWork, Totals, Pause, Node, TicketRow],
     ids=lambda model: model.__name__,
 )
 def test_every_field_of_the_json_answers_is_documented(model: type[BaseModel]) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ import pytest
 from infra.database import Database
 from infra.ledger import Ledger, TicketHistory
 from infra.llm.scripted import ScriptedModel
+from infra.logs import PACKAGES, Lines
 from infra.postgres import open_databases
 from infra.settings import load_settings
 from tests.shop import ROLES, left_behind, make_repository, script
@@ -61,6 +63,30 @@ class Factory:
     def history(self, key: str) -> TicketHistory:
         with Ledger(Database(open_databases(load_settings()).ledger)) as ledger:
             return ledger.history(key)
+
+
+@contextmanager
+def logged() -> Iterator[io.StringIO]:
+    """What our own packages log while inside, in the form of the run's log."""
+    written, prefects = io.StringIO(), logging.getLogger("prefect")
+    handler, level = logging.StreamHandler(written), prefects.level
+    handler.setFormatter(Lines())
+    loggers = [logging.getLogger(name) for name in PACKAGES]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.propagate = False
+        logger.setLevel(logging.INFO)
+    prefects.setLevel(logging.CRITICAL + 1)
+    logging.disable(logging.NOTSET)
+    try:
+        yield written
+    finally:
+        logging.disable(logging.CRITICAL)
+        prefects.setLevel(level)
+        for logger in loggers:
+            logger.removeHandler(handler)
+            logger.propagate = True
+            logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

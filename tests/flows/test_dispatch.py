@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Iterator
@@ -140,6 +141,59 @@ async def test_tickets_go_out_in_order_while_slots_last_and_only_once(night: Nig
     assert await night.work() == ["ACCEPT", "ACCEPT"]
     assert state_of(night, "b") == "in review"
     assert [launched.ticket for launched in (await night.tick()).launched] == ["a"]
+
+
+async def test_events_and_a_tick_in_the_same_second_start_one_run(night: Night) -> None:
+    """SM10: two events that tell the same, and the schedule; the receiver lets only one of five deliveries through."""
+    from flows.dispatch import dispatch_tickets
+
+    await night.join(slots=9)
+    ticket(night, "one")
+    night.factory.forget()
+    done = await asyncio.gather(*(dispatch_tickets(*only) for only in [("folder", "one")] * 2 + [()]))
+    assert sum(len(each.launched) for each in done) == 1
+    assert len(await night.runs()) == 1
+
+
+async def test_a_bad_configuration_stops_launches_but_not_reconciliation(night: Night) -> None:
+    """SM2, CF1: people are told what is wrong, and what is closed meanwhile is still stopped."""
+    settings = night.factory.home / "factory.yaml"
+    settings.write_text("seed: 1\n")
+    await night.join(slots=9)
+    path = ticket(night, "one")
+    assert len((await night.tick()).launched) == 1
+    settings.write_text("seed: 1\nbords: {}\n")
+    ticket(night, "two")
+    path.write_text(path.read_text().replace('state: "todo"', "state: done"))
+    done = await night.tick()
+    assert (done.launched, done.stopped) == ((), ("one",))
+    assert "bords" in done.problem
+    settings.write_text("seed: 1\n")
+    assert [launched.ticket for launched in (await night.tick()).launched] == ["two"]
+
+
+@pytest.mark.slow
+async def test_the_tickets_of_a_session_get_a_pull_request_each_and_one_that_is_lost_stops_no_other(
+    night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T13: one run for three small tickets; one of them is taken away before its turn comes."""
+    from flows.ticket import work_tickets
+    from tasks import services
+
+    monkeypatch.setenv("DARKFACTORY_DISPATCH", json.dumps({"batch": 4}))
+    await night.join(slots=1)
+    for key in ("a", "b", "c"):
+        ticket(night, key)
+    assert len({launched.flow_run for launched in (await night.tick()).launched}) == 1
+    async with get_client() as client:
+        mine = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool_name(night.node)]))
+        [run] = [r for r in await client.read_flow_runs(work_pool_filter=mine) if "tickets" in r.parameters]
+    services.claims().requeue(night.claim("b"), "taken away")
+    outcomes = await work_tickets(**run.parameters)
+    assert [(outcome.ticket, outcome.decision) for outcome in outcomes] == [("a", "ACCEPT"), ("c", "ACCEPT")]
+    pulls = sorted(path.stem for path in (night.factory.home / "forge/shop/pulls").glob("*.md"))
+    assert pulls == ["agent--a", "agent--c"]
+    assert [night.claim(key).state for key in ("a", "b", "c")] == ["released", "retry-queued", "released"]
 
 
 async def test_what_is_not_for_us_is_left_alone(night: Night) -> None:
@@ -326,6 +380,8 @@ async def test_a_ticket_that_is_closed_while_it_waits_for_its_node_does_not_run(
     await night.tick()
     path.write_text(path.read_text().replace('state: "todo"', "state: done"))
     assert (await night.tick()).stopped == ("one",)
+    assert await night.work() == ["FencedOff"]
+    assert night.factory.model.calls == 0
 
 
 @pytest.mark.slow
@@ -342,6 +398,21 @@ async def test_a_dead_node_gives_its_tickets_back(night: Night) -> None:
     done = await night.tick()
     assert [(launched.node, launched.token) for launched in done.launched] == [(night.node, 3)]
     assert await night.work() == ["ACCEPT"]
+
+
+async def test_a_node_without_the_repository_gives_the_ticket_back_with_the_reason(
+    night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I10, RB8: its factory.yaml is not the dispatcher's. Nothing is burnt, and `darkfactory status` shows why it waits."""
+    await night.join(slots=1)
+    ticket(night, "one")
+    await night.tick()
+    with monkeypatch.context() as node:
+        node.setenv("DARKFACTORY_REPOSITORIES", "{}")
+        assert await night.work() == ["ConfigError"]
+    claim = night.claim("one")
+    assert (claim.state, claim.failures, claim.infra_faults) == ("retry-queued", 0, 1)
+    assert "repository 'shop' is neither a path nor configured" in claim.reason
 
 
 async def test_after_three_failures_it_is_over_and_an_edit_starts_anew(night: Night) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from infra.errors import AuthFailed
 from infra.llm.scripted import Answer, Fault
-from tests.flows.conftest import Factory
+from tests.flows.conftest import Factory, logged
 from tests.shop import (
     ACCEPT,
     ARCHITECT,
@@ -45,8 +45,15 @@ def total(prices, discount=0):
 
 
 async def test_a_ticket_becomes_one_pull_request_with_red_then_green_evidence(factory: Factory) -> None:
+    """OB1: every line of the run names its ticket and run, those of its sessions the session, too."""
     write_ticket(factory.board, "shop-1")
-    outcome = await factory.run("shop-1")
+    with logged() as log:
+        outcome = await factory.run("shop-1")
+    lines = log.getvalue().splitlines()
+    assert [line for line in lines if not re.search(r" board=folder ticket=shop-1 run=\S+ ", line)] == []
+    answered = [line for line in lines if re.search(r" session=ask-[0-9a-f]{64} role=.* outcome=answered ", line)]
+    assert len(answered) == len(factory.calls())
+    assert [line for line in lines if re.search(r" attempt=\d+ outcome=accepted reason='.+'$", line)]
     assert (outcome.decision, outcome.rounds) == ("ACCEPT", 1), outcome.reasons
     assert outcome.evidence
     assert outcome.evidence.fixed == (NEW_TEST.format(slug="shop_1"),)

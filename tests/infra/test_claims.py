@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import secrets
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg import sql
 
 from infra.boards import Ticket
-from infra.claims import Claim, Claims
+from infra.claims import COUNTERS, Claim, Claims
 from infra.database import Database
 from infra.errors import CapacityUnavailable, FencedOff, Unreachable
+from infra.postgres import ensure_postgres, stop_postgres
 from tests.infra.servers import SystemPostgres, system_binaries, system_postgres
 
 TICKET = Ticket(board="main", key="T-1", title="Add a flag", body="Please.", state="todo")
@@ -95,7 +100,7 @@ def test_a_ticket_is_claimed_once(claims: Claims) -> None:
     assert first is not None
     assert (first.state, first.token, first.key) == ("claimed", 1, "main:T-1:1:1767225600.000")
     assert claim(claims, holder="d2") is None
-    assert claims.of("main", ["T-1", "T-2"]).keys() == {"T-1"}
+    assert claims.with_keys(["T-1", "T-2"]).keys() == {"T-1"}
 
 
 def test_racing_dispatchers_claim_each_ticket_once_and_keep_the_cap(database: Database) -> None:
@@ -257,25 +262,114 @@ def test_a_stop_is_heard_with_the_next_heartbeat(claims: Claims) -> None:
     assert claims.renew(mine) == "the ticket is closed"
 
 
-def test_claims_survive_cut_connections_and_a_restarted_server(system_server: SystemPostgres) -> None:
-    """Item 11: an error is said, nothing acknowledged is lost, and the next call connects anew."""
-    with Database(system_server.url.replace("postgresql://", "postgresql+psycopg://")) as database:
+class EmbeddedPostgres:
+    """An embedded server of its own, that a test may restart: the others' tests go on with theirs."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.url = ensure_postgres(home)
+
+    def stop(self) -> None:
+        stop_postgres(self.home)
+
+    def start(self) -> None:
+        assert ensure_postgres(self.home) == self.url, "a restart keeps the address"
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def cut_connections(self) -> None:
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity"
+                " where pid <> pg_backend_pid() and backend_type = 'client backend'"
+            )
+
+
+@pytest.fixture(params=["embedded", "system"])
+def fragile(request: pytest.FixtureRequest) -> Iterator[SystemPostgres | EmbeddedPostgres]:
+    """A server that may be stopped."""
+    if request.param == "system":
+        yield request.getfixturevalue("system_server")
+        return
+    home = Path(tempfile.mkdtemp(prefix="darkfactory-fragile-"))  # not below pytest's own folder: see tests/conftest.py
+    server = EmbeddedPostgres(home)
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(home)
+
+
+def test_claims_survive_cut_connections_and_a_restarted_server(fragile: SystemPostgres | EmbeddedPostgres) -> None:
+    """Item 11, RB6: an error is said, nothing acknowledged is lost, no counter either, and the next call connects anew."""
+    with Database(fragile.url.replace("postgresql://", "postgresql+psycopg://")) as database:
         database.migrate()
         claims = Claims(database)
-        mine = started(claims, TICKET.model_copy(update={"key": f"T-{secrets.token_hex(4)}"}))
-        system_server.cut_connections()
+        ticket = TICKET.model_copy(update={"key": f"T-{secrets.token_hex(4)}"})
+        for counter in COUNTERS:
+            claims.retry(started(claims, ticket), "again", 0, counter)
+        mine = started(claims, ticket)
+        fragile.cut_connections()
         assert claims.renew(mine) is None
         with pytest.raises(Unreachable), claims.fenced(mine):
-            system_server.restart()
+            fragile.restart()
         assert claims.renew(mine) is None
-        system_server.stop()
+        fragile.stop()
         with pytest.raises(Unreachable):
             claims.renew(mine)
-        system_server.start()
+        with pytest.raises(Unreachable):
+            claim(claims, ticket)
+        fragile.start()
         claims.release(mine, "accepted", moved=True)
         found = claims.find(mine.board, mine.ticket)
         assert found is not None
         assert found.state == "released"
+        assert [getattr(found, counter) for counter in COUNTERS] == [1] * len(COUNTERS)
+
+
+def test_a_dispatcher_that_is_suspended_in_mid_claim_does_not_hold_up_the_others(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SM9, I4: a laptop that is closed while it holds the lock of all dispatchers loses it, and its claim was never made."""
+    monkeypatch.setattr("infra.database.SILENCE_SECONDS", 1)
+    with Database(database._url) as laptop, pytest.raises(Unreachable):
+        Claims(laptop).claim(
+            TICKET, holder="laptop", machine="m", repository="shop", lease_seconds=60, read_at=datetime.now(UTC),
+            choose_node=lambda _: _asleep_while(lambda: claim(Claims(database), holder="awake")),
+        )  # fmt: skip
+    (held,) = Claims(database).held()
+    assert held.holder == "awake"
+
+
+def _asleep_while(others: Callable[[], Claim | None]) -> str:
+    """The node, after another dispatcher has claimed: which it can only when ours has lost its lock."""
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(others).result(timeout=20) is not None
+    return "hive"
+
+
+def test_a_deadlock_is_an_error_that_says_to_try_again(claims: Claims, database: Database) -> None:
+    """Two runs that wait for one another: one goes on, and the other hears of it as of any fault of the database."""
+    one, two = started(claims), started(claims, TICKET.model_copy(update={"key": "T-2"}))
+    both_hold, endings = threading.Barrier(2), list[str]()
+
+    def take(first: Claim, second: Claim) -> None:
+        try:
+            with database.transaction() as session:
+                claims._own_row(session, first)
+                both_hold.wait(10)
+                claims._own_row(session, second)
+            endings.append("went on")
+        except Unreachable as error:
+            endings.append(str(error))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(take, (one, two), (two, one)))
+    assert sorted(endings)[1] == "went on"
+    assert "deadlock" in sorted(endings)[0]
+    assert "run again" in sorted(endings)[0]
 
 
 def test_a_ticket_whose_run_ended_since_it_was_read_is_not_claimed(claims: Claims, clock: Clock) -> None:
@@ -286,3 +380,15 @@ def test_a_ticket_whose_run_ended_since_it_was_read_is_not_claimed(claims: Claim
     options = {"holder": "d2", "machine": "m", "repository": "shop", "lease_seconds": 60.0, "choose_node": on("hive")}
     assert claims.claim(TICKET, read_at=read_at, **options) is None  # type: ignore[arg-type]
     assert claims.claim(TICKET, read_at=claims.now(), **options) is not None  # type: ignore[arg-type]
+
+
+def test_nobody_else_changes_a_claim() -> None:
+    """SM1: one component. Everybody else asks it."""
+    root = Path(__file__).parents[2]
+    writes = re.compile(r"ClaimTable|(?:update|into|delete from|truncate)\s+(?:\w+\.)?claims\b", re.IGNORECASE)
+    sources = [
+        path for package in ("infra", "tasks", "flows", "deployments") for path in (root / package).rglob("*.py")
+    ]
+    assert len(sources) > 100
+    found = {str(path.relative_to(root)) for path in sources if writes.search(path.read_text())}
+    assert found == {"infra/claims.py"}

@@ -1,4 +1,4 @@
-"""How an attempt ends when a budget is used up: nothing burnt, the ticket parked or dispatch paused, people told once."""
+"""How an attempt ends: budgets that are used up, late holders, runs that never get anywhere; who is told, and how often."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from infra.errors import BudgetExhausted
+from infra.errors import BudgetExhausted, FencedOff
 from infra.pauses import BUDGET
-from tasks import services
-from tasks.attempts import give_back
+from tasks import holding, services
+from tasks.attempts import close, give_back
 from tasks.dispatching import dispatch_gate
-from tasks.models import Job, Repository
+from tasks.holding import put_back
+from tasks.models import Job, Outcome, Repository
 from tests.shop import write_ticket
 
 
@@ -112,3 +113,35 @@ async def test_a_person_who_raised_the_cap_ends_the_pause(board: Path, clock: Cl
         await give_back(running(board, f"t-{number}"), error, 1)
     assert services.pauses().succeed(BUDGET, by_hand=True)
     assert dispatch_gate().closed is None, "nor do the six fast ends count as a storm of failures (RB9)"
+
+
+async def test_a_late_holder_does_not_end_the_attempt_that_another_run_is_at_work_on(board: Path, clock: Clock) -> None:
+    """SM11: the same text on the same base is the same attempt, whoever works on it."""
+    late = running(board, "t-1")
+    services.claims().requeue(late.claim, "its lease ended")
+    clock.now += timedelta(seconds=1)
+    current = running(board, "t-1")
+    assert current.attempt_id == late.attempt_id
+    with pytest.raises(FencedOff):
+        await close.fn(late, Outcome(ticket="t-1", decision="REJECT", reasons=()))
+    assert services.ledger().burnt_attempts("t-1") == 0
+    await close.fn(current, Outcome(ticket="t-1", decision="ACCEPT", reasons=()))
+    (attempt,) = services.ledger().history("t-1").attempts
+    assert attempt.outcome == "accepted"
+
+
+async def test_a_ticket_whose_runs_never_get_anywhere_is_tried_on_and_people_hear_of_the_third_time(
+    board: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RB8: no attempt is burnt, so nothing else would ever tell."""
+    told: list[str] = []
+    monkeypatch.setattr(holding, "notify", lambda _, title, text, key: told.append(f"{title}: {text} ({key})"))
+    for fault in range(5):
+        job = running(board, "t-1")
+        assert job.claim.infra_faults == fault
+        put_back(job.claim, "repository 'shop' is not configured on this node")
+        clock.now += timedelta(seconds=301)
+    assert [line.partition(";")[0] for line in told] == [
+        "t-1 cannot be worked on: repository 'shop' is not configured on this node"
+    ]
+    assert services.ledger().burnt_attempts("t-1") == 0

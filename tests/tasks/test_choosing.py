@@ -96,6 +96,7 @@ def test_a_closed_state_is_never_a_queue() -> None:
         (("agent",), ("agents",), False),
         (("",), ("",), False),
         ((" ", "agent"), ("agent",), False),
+        (("Caf\u00e9",), ("cafe\u0301",), True),
     ],
 )
 def test_all_required_labels_are_needed_without_case_and_spaces(
@@ -119,10 +120,14 @@ def test_all_required_labels_are_needed_without_case_and_spaces(
         (("ann",), None, False),
         (("",), None, False),
         (("",), "", False),
+        (("kate", "mass"), "\u212aate", False),
+        (("kate", "mass"), "ma\u00df", False),
+        (("J\u00f6rg",), "Jo\u0308rg", True),
+        (("bot",), "bot[bot]", False),
     ],
 )
 def test_only_allowed_authors_when_any_are_named(allowed: tuple[str, ...], author: str | None, eligible: bool) -> None:
-    """SM3."""
+    """SM3; signs that Unicode folds into a listed name are somebody else's."""
     found = refusal(_ticket(author=author), AnyBoard(allowed_authors=allowed))
     assert (found is None) == eligible
     assert eligible or "allowed authors" in str(found)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from infra import errors
 from tasks.failures import (
+    CODE_KINDS,
     Counters,
     Ending,
     Fault,
@@ -84,7 +87,8 @@ PRINTED: list[tuple[str, str, str, datetime | None]] = [
     ),
     (
         CLAUDE,
-        "API Error: 429 " + api("rate_limit_error", "would exceed your organization's rate limit of 30000 input tokens"),
+        "API Error: 429 "
+        + api("rate_limit_error", "would exceed your organization's rate limit of 30,000 input tokens per minute"),
         "limit",
         None,
     ),
@@ -117,6 +121,7 @@ PRINTED: list[tuple[str, str, str, datetime | None]] = [
         "limit",
         at(0, day=25),
     ),
+    (API, "You have reached your specified API usage limits. You will regain access on 2026-12-01 at 00:00 UTC", "limit", None),
     (
         API,
         "Rate limit reached for gpt-4o in organization org-1 on requests per min (RPM): Limit 3. Please try again in 8s.",
@@ -202,6 +207,7 @@ PRINTED: list[tuple[str, str, str, datetime | None]] = [
     (CLAUDE, "API Error: 400 " + api("invalid_request_error", "prompt is too long: 209 tokens > 200 maximum"), "ticket", None),
     (CLAUDE, "Prompt is too long", "ticket", None),
     (API, "Error: This model's maximum context length is 8192 tokens", "ticket", None),
+    ("embedded", "Error: The prompt is longer than the maximum model length of 8192.", "ticket", None),
     (MINI, "litellm.ContextWindowExceededError: too much", "ticket", None),
     # the machine
     (API, "bwrap: Can't mount proc on /newroot/proc: Operation not permitted", "host", None),
@@ -230,6 +236,45 @@ def test_no_message_of_the_notes_is_misclassified() -> None:
 
     assert len(PRINTED) >= 90
     assert wrong == []
+
+
+NOTES = Path(__file__).parents[3] / "shared" / "notes" / "agents.md"
+FAMILIES = {
+    "limit": {"limit", "money"}, "throttle": {"limit", "capacity", "transport"}, "billing": {"money"}, "auth": {"auth"},
+    "config": {"config"}, "context": {"ticket"}, "infra": {"host", "transport"},
+}  # fmt: skip
+"""Classes of the notes' table, in our kinds: a monthly spend limit is a bill, and a 429 for a minute has a limit's reset."""
+
+
+def noted() -> list[tuple[str, str]]:
+    """Every pattern of the notes' table of failure messages, with its class; tests below and of the clients have the fields."""
+    if not NOTES.exists():
+        return []
+    text = NOTES.read_text()
+    table = text[text.index("### 1.4") : text.index("Bodies differ:")].splitlines()
+    rows = [line for line in table if re.match(rf"\| ({'|'.join(FAMILIES)}) ", line)]
+    found = [(row.split("|")[1].strip(), said) for row in rows for said in re.findall(r"`([^`]+)`", row)]
+    return [(family, said) for family, said in found if not re.match(r"\{.*resets_at|error==|retry-after:|x-", said)]
+
+
+def shown_as(pattern: str) -> re.Pattern[str]:
+    """Messages of a pattern: it is a regular expression for some, and has N, M and X for what differs."""
+    loose = re.sub(r"\b[NMX]\b", r"\\S+", pattern.replace("\\|", "|")).replace("(TPM", r"\((TPM")
+    literal = re.escape(pattern.replace("\\|", "|").removesuffix(" ..."))
+    try:
+        return re.compile(rf"(?:{loose})|{literal}", re.IGNORECASE)
+    except re.error:
+        return re.compile(literal, re.IGNORECASE)
+
+
+@pytest.mark.parametrize(("family", "pattern"), noted() or [pytest.param("", "", marks=pytest.mark.skip("no notes"))])
+def test_every_message_of_the_notes_is_understood(family: str, pattern: str) -> None:
+    """RB8: each stands among the messages above, or is the code of an event."""
+    found = {kind for _, text, kind, _ in PRINTED if shown_as(pattern).search(text.replace("’", "'"))}
+    found |= {kind for _, events, kind, _ in EVENTS if shown_as(pattern).search(json.dumps(events))}
+    found |= {kind for kind in [CODE_KINDS.get(pattern.lower())] if kind}
+    assert found, f"no test has {pattern!r}"
+    assert found & FAMILIES[family], found
 
 
 SURE = (

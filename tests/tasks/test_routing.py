@@ -198,6 +198,25 @@ def test_a_repository_on_github_lives_where_people_read_it() -> None:
     assert route(ticket, {"web": _section(github=forge), "docs": DOCS}, None).repository == "web"
 
 
+@pytest.mark.parametrize("unseen", ["\u200b", "\u00ad", "\ufeff", "\u202e", "\x00", "\U000e0041"])
+def test_characters_that_nobody_sees_change_nothing(unseen: str) -> None:
+    """I3: a prefix that reads `[shop]` is never taken for prose, and its ticket never for one of the board's default."""
+    for said in ({"title": f"[sh{unseen}op] mend it"}, {"title": f"{unseen}[shop] mend it"}, {"labels": (f"repo:{unseen}shop",)},
+                 {"repository": f"{unseen}shop"}, {"body": f"the sh{unseen}op is broken"}):  # fmt: skip
+        assert route(_ticket(**said), BOTH, "docs").repository == "shop", said
+    assert route(_ticket(body=f"the shop, and the do{unseen}cs"), BOTH, None).repository is None
+
+
+def test_comments_that_a_template_leaves_in_a_text_route_nothing_but_cast_doubt() -> None:
+    """I3: the author neither wrote them nor sees them. One real issue goes wrong when they are not read at all."""
+    template = "<!-- Questions? Ask in https://gitlab.com/acme/writing/docs -->\nThe cart is empty.\n<!-- handbook handbook -->"
+    assert route(_ticket(body=template), BOTH, None).repository is None
+    assert route(_ticket(body=template), BOTH, "shop").repository == "shop"
+    assert route(_ticket(body=f"{template} It is in the shop."), BOTH, None).repository is None
+    assert route(_ticket(body="<!-- what in the shop --> the shop <!-- never closed"), BOTH, None).repository == "shop"
+    assert route(_ticket(body="a --> b, in the shop"), BOTH, None).repository == "shop"
+
+
 def test_a_name_inside_the_name_or_keyword_of_another_is_not_a_mention() -> None:
     nested = {"code": _section(aliases=("api core",)), "editor": _section(aliases=("vs code", "code api"), keywords=("code review",))}  # fmt: skip
     assert route(_ticket("VS Code breaks"), nested, None).repository == "editor"
@@ -244,17 +263,17 @@ def test_a_reason_is_one_short_line() -> None:
         assert "and 490 more" in found.reason
 
 
-HOSTILE = ["a", "a/", "shop ", "shop,", "shop-api/", "[ ", "[a]", " ", "\\", "github.com/acme/shop ", "https://github.com/", "@:/", "::", "\u01c4", "web "]  # fmt: skip
+HOSTILE = ["a", "<!--", "<!---->", "\u200b", "a/", "shop ", "shop,", "shop-api/", "[ ", "[a]", " ", "\\", "github.com/acme/shop ", "https://github.com/", "@:/", "::", "\u01c4", "web "]  # fmt: skip
 
 
 @pytest.mark.parametrize("piece", HOSTILE)
 def test_a_megabyte_of_anything_is_routed_in_bounded_time(piece: str) -> None:
     fleet = {f"shop-{number}": _section(remote=f"git@github.com:acme/shop-{number}.git", keywords=(f"shop {number}",)) for number in range(50)}  # fmt: skip
     text = piece * (1_000_000 // len(piece))
-    begun = time.perf_counter()
+    begun = time.process_time()
     for ticket in (_ticket(body=text), _ticket(text), _ticket(labels=(text,)), _ticket(repository=text)):
         route(ticket, fleet, None)
-    assert time.perf_counter() - begun < 10
+    assert time.process_time() - begun < 10
 
 
 def test_the_order_of_repositories_and_labels_changes_nothing() -> None:
