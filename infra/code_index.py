@@ -15,9 +15,10 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from infra.errors import DiskFull, InfraError
-from infra.git import Mirror, file_lock
+from infra.files import naming_a_full_disk
+from infra.git import Mirror
 from infra.llm import Frozen
-from infra.sandbox import naming_a_full_disk
+from infra.slots import file_lock
 from infra.symbols import Kind, symbols
 from infra.syntax import is_source
 

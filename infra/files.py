@@ -5,9 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from infra.errors import ConfigError, DiskFull
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomically(path: Path, data: bytes, mode: int | None = None) -> None:
@@ -19,11 +23,24 @@ def write_atomically(path: Path, data: bytes, mode: int | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, data, mode)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _FULL:
             raise DiskFull(f"no space left to write {str(path)!r}; free some and run again") from error
         raise ConfigError(
             f"cannot write {str(path)!r}: {error.strerror}; make it writable or choose another"
         ) from error
+
+
+@contextmanager
+def naming_a_full_disk(what: str) -> Iterator[None]:
+    """Turn "no space" and "over quota" into DiskFull; `what` says what was being written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise DiskFull(
+                f"no space left while writing {what} ({error.filename!r}); free some and run again"
+            ) from error
+        raise
 
 
 def _replace(path: Path, data: bytes, mode: int | None) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import errno
-import fcntl
 import fnmatch
 import hashlib
 import os
@@ -21,17 +19,19 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
 from pydantic import SecretStr
 
 from infra.errors import AuthFailed, ConfigError, DiskFull, FactoryError, InfraError, InvalidOutput, Unreachable
-from infra.files import write_atomically
+from infra.files import naming_a_full_disk, write_atomically
+from infra.folders import delete, in_use, is_git_name, refuse_outside, remove_empty, remove_inside, within
 from infra.llm import Frozen
-from infra.sandbox import WORKSPACE, Bind, Sandbox, naming_a_full_disk
+from infra.sandbox import WORKSPACE, Bind, Sandbox
+from infra.slots import file_lock
 
 MAX_TEXT_BYTES = 16 << 20
 """Larger files are not text that a model reads or writes."""
@@ -40,7 +40,6 @@ SESSION = "session"
 """Name of the file, beside a checkout, that says whose unfinished work is in it."""
 _EMAIL = "darkfactory@localhost"
 _GIT_SECONDS = 900.0
-_LOCK_SECONDS = 900.0
 _MAX_NAME = 80
 _CONFIG = (
     "core.hooksPath=/dev/null", "core.fsmonitor=false", "core.protectHFS=true", "core.bigFileThreshold=4m",
@@ -72,10 +71,6 @@ _GIT_DIR_CONFIG = f"""[core]
 \tname = Darkfactory
 \temail = {_EMAIL}
 """
-_PATH_ERRORS = {
-    errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.ENXIO, errno.EPERM,
-}  # fmt: skip
-
 _COMMIT = """set -e
 git read-tree "$BASE"
 git add -A
@@ -377,10 +372,10 @@ class Mirror:
         if worktree.begun is None:
             self._remove(root, path, private)
         else:
-            _refuse_outside(root.resolve(), path)
+            refuse_outside(root.resolve(), path)
         stays = False
         try:
-            with _in_use(path.parent):
+            with in_use(path.parent):
                 if worktree.begun is None:
                     with self._locked() as lock, naming_a_full_disk("a worktree"):
                         private.mkdir(parents=True)
@@ -392,7 +387,7 @@ class Mirror:
         finally:
             if not stays:
                 self._remove(root, path, private)
-                _remove_empty(path.parent)
+                remove_empty(path.parent)
 
     def point(self, ref: str, sha: str) -> None:
         """Set a ref of the mirror (`refs/…`)."""
@@ -630,7 +625,7 @@ class Mirror:
     def _remove(self, root: Path, *paths: Path) -> None:
         """Delete folders inside the root and forget the worktrees that were there."""
         for path in paths:
-            _remove_inside(root, path)
+            remove_inside(root, path)
         if self.path.is_dir():
             with self._locked():
                 self._forget_lost_worktrees()
@@ -698,7 +693,7 @@ class Worktree:
 
     def read_bytes(self, path: str, most: int) -> bytes | None:
         """The content of a regular file of at most `most` bytes, else None."""
-        with _entry(self.path, path) as (folder, name):
+        with within(self.path, path) as (folder, name):
             if folder is None:
                 return None
             try:
@@ -727,7 +722,7 @@ class Worktree:
             data = text.encode()
         except UnicodeEncodeError as error:
             raise InvalidOutput(f"the text for {path!r} is not valid Unicode: {error.reason}") from None
-        with _entry(self.path, path, make=True) as (folder, name):
+        with within(self.path, path, make=True) as (folder, name):
             flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
             descriptor = os.open(name, flags, 0o644, dir_fd=folder)
             with os.fdopen(descriptor, "wb") as file:
@@ -738,7 +733,7 @@ class Worktree:
 
     def delete(self, path: str) -> None:
         """Remove a file; one that is not there is no error."""
-        with _entry(self.path, path) as (folder, name):
+        with within(self.path, path) as (folder, name):
             if folder is not None:
                 with suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=folder)
@@ -798,7 +793,7 @@ class Worktree:
         """
         git_dir = self._private / name
         with naming_a_full_disk("a git folder"):
-            _delete(git_dir)
+            delete(git_dir)
             for folder in ("objects/info", "refs/heads", "info"):
                 (git_dir / folder).mkdir(parents=True)
             (git_dir / "HEAD").write_text(f"{self.sha}\n")
@@ -867,7 +862,7 @@ def clone_branch(bare: Path, branch: str, folder: Path) -> None:
     with naming_a_full_disk("the clone"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = folder.with_name(f".{folder.name}.darkfactory")
-        _delete(draft)
+        delete(draft)
         _git("clone", "--quiet", "--no-hardlinks", "--template=", f"--branch={branch}", str(bare), str(draft), cwd=bare)
         draft.rename(folder)
 
@@ -1019,164 +1014,11 @@ def _init_bare(path: Path) -> None:
     if (path / "HEAD").is_file() and (path / "config").is_file() and (path / "objects").is_dir():
         return
     with naming_a_full_disk("a bare repository"):
-        _delete(path)
+        delete(path)
         new = path.with_name(path.name + ".new")
-        _delete(new)
+        delete(new)
         _git("init", "--quiet", "--bare", "--template=", "--initial-branch=main", str(new), cwd=path.parent)
         new.rename(path)
-
-
-@contextmanager
-def file_lock(path: Path) -> Iterator[int]:
-    """An exclusive lock that ends with its holders, however they end. The file itself means nothing."""
-    with naming_a_full_disk("a lock file"), path.open("a") as file:
-        deadline = time.monotonic() + _LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise InfraError(
-                        f"{str(path)!r} has been locked for {_LOCK_SECONDS:.0f} s; is a process stuck?"
-                    ) from None
-                time.sleep(0.05)
-        yield file.fileno()
-
-
-@contextmanager
-def _in_use(folder: Path) -> Iterator[None]:
-    """Hold a folder of checkouts with a lock that dies with this process, so that nobody takes it away (`take_away`)."""
-    while True:
-        with naming_a_full_disk("a worktree"):
-            folder.mkdir(parents=True, exist_ok=True)
-        try:
-            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH)
-            if folder.exists() and os.path.samestat(folder.stat(), os.fstat(handle)):  # not taken away meanwhile
-                yield
-                return
-        finally:
-            os.close(handle)
-
-
-@contextmanager
-def _out_of_use(folder: Path) -> Iterator[bool]:
-    """Whether no living process uses a checkout in this folder; while inside, none begins to."""
-    try:
-        handle = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
-    except OSError:  # gone, or a link
-        yield not folder.exists()
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        yield False
-    else:
-        yield True
-    finally:
-        os.close(handle)
-
-
-def take_away(folder: Path, place: Path) -> bool:
-    """Move a folder of checkouts to `place`, at once. False while a living process uses one of them, or when it is gone."""
-    with _out_of_use(folder) as free, suppress(FileNotFoundError):
-        if free:
-            folder.rename(place)
-            return True
-    return False
-
-
-def _remove_empty(folder: Path) -> None:
-    with _out_of_use(folder) as free, suppress(OSError):  # not empty: something unfinished is there
-        if free:
-            (folder / ".private").rmdir()
-            folder.rmdir()
-
-
-def _refuse_outside(root: Path, path: Path) -> None:
-    if path == root or not path.is_relative_to(root) or path.resolve() != path:
-        raise ConfigError(
-            f"{str(path)!r} leads out of the worktree folder {str(root)!r}; remove the link that is there"
-        )
-
-
-def _remove_inside(root: Path, path: Path) -> None:
-    """Delete `path`, which must lie inside the root with no link on the way (WS1)."""
-    root = root.resolve()
-    _refuse_outside(root, path)
-    for parent in reversed(path.relative_to(root).parents[:-1]):
-        if (root / parent).exists() and not (root / parent).is_dir():
-            _delete(root / parent)
-    _delete(path)
-
-
-def _delete(path: Path) -> None:
-    """Delete a file, link or folder, also one whose folders were made unreadable. Follows no link."""
-    if path.is_symlink() or path.is_file():
-        path.unlink(missing_ok=True)
-    elif path.exists():
-        shutil.rmtree(path, onerror=_open_up_and_retry)
-
-
-def _open_up_and_retry(function: Callable[..., object], name: str, _: object) -> None:
-    with suppress(FileNotFoundError):  # somebody else removes it, too
-        for folder in (Path(name).parent, Path(name)):
-            if folder.is_dir() and not folder.is_symlink():
-                folder.chmod(0o700)
-        if Path(name).is_dir() and not Path(name).is_symlink():
-            shutil.rmtree(name)
-        else:
-            Path(name).unlink(missing_ok=True)
-
-
-@contextmanager
-def _entry(root: Path, path: str, *, make: bool = False) -> Iterator[tuple[int | None, str]]:
-    """The folder of `path` (opened without following a link; None when missing) and the name in it.
-
-    What is wrong with the path becomes InvalidOutput, a full disk DiskFull.
-    """
-    parts = _checked_parts(path)
-    with ExitStack() as opened, naming_a_full_disk(f"the file {path!r}"):
-        try:
-            folder: int | None = _open_folder(str(root), None, opened)
-            for part in parts[:-1]:
-                if make:
-                    with suppress(FileExistsError):
-                        os.mkdir(part, dir_fd=folder)
-                folder = None if folder is None else _open_folder(part, folder, opened)
-            yield folder, parts[-1]
-        except OSError as error:
-            if error.errno not in _PATH_ERRORS:
-                raise
-            raise InvalidOutput(f"{path!r} cannot be used in the repository: {error.strerror}") from None
-
-
-def _open_folder(name: str, folder: int | None, opened: ExitStack) -> int | None:
-    try:
-        descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
-    except FileNotFoundError:
-        return None
-    opened.callback(os.close, descriptor)
-    return descriptor
-
-
-def _checked_parts(path: str) -> tuple[str, ...]:
-    """The parts of a path inside a repository. Raises InvalidOutput for every other path."""
-    parts = path.split("/")
-    if "\0" in path or any(part in ("", ".", "..") for part in parts) or not path.isprintable():
-        raise InvalidOutput(f"{path!r} is not a path inside the repository")
-    if any(_is_git_name(part) for part in parts):
-        raise InvalidOutput(f"{path!r} belongs to git itself and cannot be written")
-    return tuple(parts)
-
-
-def _is_git_name(part: str) -> bool:
-    """`.git` under any of the names that some file system takes for it."""
-    return re.fullmatch(r"(\.git|git~\d+)[ .]*(:.*)?", part.casefold()) is not None
 
 
 def _tree_entry(entry: bytes) -> tuple[str, str, str | None]:
@@ -1239,7 +1081,7 @@ def _file_violations(file: ChangedFile, protected_paths: Sequence[str]) -> Itera
         rule = next((pattern for pattern in protected_paths if covers(pattern, name)), None)
         if rule is not None:
             yield f"{name!r} is protected (rule {rule!r}) and must not change."
-        if any(_is_git_name(part) for part in name.split("/")):
+        if any(is_git_name(part) for part in name.split("/")):
             yield f"{name!r} belongs to git itself."
     if file.mode == "120000":
         yield f"{file.path!r} is a symbolic link; links are not accepted."

@@ -25,10 +25,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from infra.errors import ConfigError, WorkFailed
-from infra.files import write_atomically
-from infra.git import file_lock
+from infra.files import naming_a_full_disk, write_atomically
 from infra.llm import Frozen
-from infra.sandbox import naming_a_full_disk
+from infra.slots import file_lock
 
 INSTALLED = "installed"
 """The name of the installed package among the releases."""

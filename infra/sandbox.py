@@ -23,7 +23,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Literal, Protocol
 
 from infra.egress import Egress, door_beside, door_inside
-from infra.errors import ConfigError, DiskFull, InvalidOutput, SandboxUnavailable
+from infra.errors import ConfigError, InvalidOutput, SandboxUnavailable
+from infra.files import naming_a_full_disk
 from infra.llm import Frozen
 from infra.settings import Settings
 
@@ -296,19 +297,6 @@ def default_toolchain() -> tuple[Path, ...]:
     homes = {Path.home(), Path.home().resolve()}
     wanted = [p for p in dict.fromkeys(found) if not p.is_relative_to("/usr")]
     return tuple(p for p in wanted if p != Path("/") and not any(h.is_relative_to(p) for h in homes))
-
-
-@contextmanager
-def naming_a_full_disk(what: str) -> Iterator[None]:
-    """Turn "no space" and "over quota" into DiskFull; `what` says what was being written."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(
-                f"no space left while writing {what} ({error.filename!r}); free some and run again"
-            ) from error
-        raise
 
 
 def _probe() -> None:

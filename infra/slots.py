@@ -7,13 +7,17 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from infra.errors import CapacityUnavailable
+from infra.errors import CapacityUnavailable, InfraError
+from infra.files import naming_a_full_disk
 
 POLL_SECONDS = 0.1
+LOCK_SECONDS = 900.0
+"""Longest wait for a lock of a file."""
 
 
 @asynccontextmanager
@@ -39,6 +43,24 @@ def sole(folder: Path, what: str) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+@contextmanager
+def file_lock(path: Path) -> Iterator[int]:
+    """An exclusive lock that ends with its holders, however they end. The file itself means nothing."""
+    with naming_a_full_disk("a lock file"), path.open("a") as file:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise InfraError(
+                        f"{str(path)!r} has been locked for {LOCK_SECONDS:.0f} s; is a process stuck?"
+                    ) from None
+                time.sleep(0.05)
+        yield file.fileno()
 
 
 def is_held(folder: Path) -> bool:

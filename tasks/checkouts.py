@@ -11,7 +11,7 @@ from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
-from infra import git
+from infra import folders
 from infra.claims import Claim
 from infra.errors import FactoryError
 from infra.git import SESSION, Mirror, directory_name
@@ -34,7 +34,7 @@ def take_away(folder: Path, claims: Iterable[Claim]) -> bool:
         return False
     lost = _lost()
     lost.mkdir(parents=True, exist_ok=True)
-    return git.take_away(folder, lost / f"{folder.name}.{secrets.token_hex(4)}")
+    return folders.take_away(folder, lost / f"{folder.name}.{secrets.token_hex(4)}")
 
 
 def _may_go_on(claim: Claim) -> bool:

@@ -42,8 +42,8 @@ from infra.boards import Comment, Ticket
 from infra.boards.payloads import one_line
 from infra.errors import ConfigError
 from infra.files import write_atomically
-from infra.git import file_lock
 from infra.sections import AnyBoard
+from infra.slots import file_lock
 
 AUTHOR = "darkfactory"
 DEFAULT_STATE = "todo"

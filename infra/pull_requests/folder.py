@@ -17,9 +17,10 @@ from pydantic import AwareDatetime, Field, ValidationError
 
 from infra.errors import ConfigError
 from infra.files import write_atomically
-from infra.git import Mirror, file_lock
+from infra.git import Mirror
 from infra.llm import Frozen
 from infra.pull_requests import Check, PullRequest, Review
+from infra.slots import file_lock
 
 _BRANCH = re.compile(r"(?![.-])[^\s\x00-\x1f\x7f~^:?*\[\\]{1,200}")
 _COMMENT = re.compile(r"^<!-- df:(\S{1,200}) -->\n.*?^<!-- /df:\1 -->\n", re.S | re.M)

@@ -18,7 +18,8 @@ import pytest
 
 from infra.egress import Egress
 from infra.errors import ConfigError, DiskFull, InvalidOutput, SandboxUnavailable
-from infra.sandbox import Bind, Bubblewrap, Limits, Unsandboxed, default_toolchain, naming_a_full_disk, open_sandbox
+from infra.files import naming_a_full_disk
+from infra.sandbox import Bind, Bubblewrap, Limits, Unsandboxed, default_toolchain, open_sandbox
 from infra.settings import Settings
 
 pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
