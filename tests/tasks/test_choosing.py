@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from infra.boards import Comment, Ticket
 from infra.sections import AnyBoard, DispatchSection, RepositorySection, States
@@ -79,9 +80,16 @@ def test_an_ordinary_ticket_is_eligible(fields: dict[str, Any]) -> None:
 
 
 def test_a_closed_state_is_never_a_queue() -> None:
-    """SM3: a terminal state wins over a careless configuration."""
-    board = AnyBoard(states=States(queue=("todo", "done")))
+    """SM3: a terminal state wins over a careless configuration, which is refused where it says the same word."""
+    with pytest.raises(ValidationError, match="'done' cannot be of the `queue`"):
+        States(queue=("todo", "done"))
+    board = AnyBoard(states=States(queue=("todo", " done ")))
     assert "closed" in (refusal(_ticket(state="done"), board) or "")
+
+
+def test_a_queue_without_a_state_is_refused() -> None:
+    with pytest.raises(ValidationError, match="names no state"):
+        States(queue=(" ",))
 
 
 @pytest.mark.parametrize(
