@@ -71,6 +71,11 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _folded(state: str) -> str:
+    """A state as boards compare it."""
+    return " ".join(state.split()).casefold()
+
+
 class States(Section):
     """A board's words for where a ticket stands. `queue` is in the order in which people fill it; `closed` adds to what the
     board itself counts as finished."""
@@ -83,14 +88,14 @@ class States(Section):
     closed: tuple[str, ...] = ("done", "closed", "cancelled", "canceled", "merged")
 
     @model_validator(mode="after")
-    def _can_be_told_apart(self) -> Self:
-        """`working` may be one of the queue's: Symphony's active states are, and a claim tells the two apart."""
+    def _queue_can_be_worked_off(self) -> Self:
+        """Another overlap is allowed: a claim tells a ticket that waits from one that is at work, or was worked on."""
         if not any(state.strip() for state in self.queue):
             raise ValueError("`queue` names no state, so no ticket would ever be worked on; name one")
-        ended = {state.casefold(): state for state in (self.review, self.rejected, self.parked, *self.closed)}
-        if both := [state for state in self.queue if state.casefold() in ended]:
+        closed = {state.casefold() for state in self.closed}
+        if ended := [state for state in self.queue if state.casefold() in closed]:
             raise ValueError(
-                f"{both[0]!r} cannot be of the `queue` and where a ticket goes afterwards; take another word"
+                f"{ended[0]!r} is of the `queue` and `closed`, so its tickets would never be worked on; choose one"
             )
         return self
 

@@ -81,7 +81,7 @@ def test_an_ordinary_ticket_is_eligible(fields: dict[str, Any]) -> None:
 
 def test_a_closed_state_is_never_a_queue() -> None:
     """SM3: a terminal state wins over a careless configuration, which is refused where it says the same word."""
-    with pytest.raises(ValidationError, match="'done' cannot be of the `queue`"):
+    with pytest.raises(ValidationError, match="'done' is of the `queue` and `closed`"):
         States(queue=("todo", "done"))
     board = AnyBoard(states=States(queue=("todo", " done ")))
     assert "closed" in (refusal(_ticket(state="done"), board) or "")
