@@ -239,7 +239,7 @@ def init(
     }  # fmt: skip
     flags = {name: said for name, said in given.items() if said is not None}
     answers = wizard.given_answers(flags) if defaults else wizard.terminal_answers(flags)
-    path = wizard.init(wanted_config_path(), answers, force=force)
+    path = wizard.init(wanted_config_path(), answers, force=force, flags=flags)
     _say(f"written: {path}; check it with `darkfactory doctor`")
     for name in wizard.variables_to_set(path):
         _say(f"set the environment variable {name} before `darkfactory up`")

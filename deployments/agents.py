@@ -42,7 +42,7 @@ async def _check(settings: Settings, name: str, sandbox: Sandbox) -> AgentState:
     message, exit_code = "", 0
     with tempfile.TemporaryDirectory() as folder:
         try:
-            message = await open_agent(settings, name).check(sandbox, Path(folder))
+            message = await open_agent(settings, name).check(sandbox, Path(folder).resolve())
         except FactoryError as error:
             message, exit_code = str(error), error.exit_code
     coder = settings.roles.get("coder", RoleSection()).agent == name

@@ -6,7 +6,9 @@ given to; every node has a deployment of its own, named like the node, so that a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 CONTROL = "control"
 CONTROL_SLOTS = 4
 JANITOR_SECONDS = 900.0
+OUR_TAGS = ["factory", "ticket", "operation"]
+"""Each deployment of ours has one of them."""
 CHORE_FLOWS = {"issue-triage": "flows.upkeep.triage", "pr-guardian": "flows.upkeep.guard"}
 """Chores with a flow of their own; the others make tickets."""
 
@@ -202,17 +206,26 @@ async def apply(client: PrefectClient, definition: Definition, empty_folder: str
 
 
 async def apply_all(client: PrefectClient, pool: str, definitions: Sequence[Definition], empty_folder: str) -> None:
-    """Make the pool's deployments of our flows exactly these: one that is left over would go on by its schedule."""
-    from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
+    """Make the pool's deployments of our flows exactly these: one that is left over would go on by its schedule. Those that
+    somebody else put into the pool stay."""
+    from prefect.client.schemas.filters import (
+        DeploymentFilter,
+        DeploymentFilterTags,
+        WorkPoolFilter,
+        WorkPoolFilterName,
+    )
+    from prefect.exceptions import ObjectNotFound
 
     for definition in definitions:
         await apply(client, definition, empty_folder)
     wanted = {(each.name, each.entrypoint) for each in definitions}
     of_pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
-    for there in await client.read_deployments(work_pool_filter=of_pool, limit=200):
-        ours = (there.entrypoint or "").startswith("flows.")
+    tagged = DeploymentFilter(tags=DeploymentFilterTags(any_=OUR_TAGS))
+    for there in await client.read_deployments(work_pool_filter=of_pool, deployment_filter=tagged, limit=200):
+        ours = re.fullmatch(r"flows(\.\w+)+", there.entrypoint or "")  # no file, as `flows.py:main` of somebody else
         if ours and (there.name, there.entrypoint) not in wanted:
-            await client.delete_deployment(there.id)
+            with suppress(ObjectNotFound):
+                await client.delete_deployment(there.id)
 
 
 async def ensure_pool(client: PrefectClient, name: str, slots: int) -> None:

@@ -281,10 +281,12 @@ def _board(name: str, section: BoardSection) -> str:
         return f"{section.path} does not exist yet; put Markdown tickets there or pass a .md file to `darkfactory run`"
     queue = list(section.states.queue)
     waiting = open_section(name, section).tickets_in_states(queue)
-    if isinstance(section, GitHubBoardSection) and not _rights(f"boards.{name}", section) & {"push", "triage"}:
-        raise ConfigError(
-            f"the token may read the issues of {section.project!r}, but not label them; give it write access to issues"
-        )
+    if isinstance(section, GitHubBoardSection):
+        rights = _rights(f"boards.{name}", section)
+        if rights is not None and not rights & {"push", "triage"}:
+            raise ConfigError(
+                f"the token may read the issues of {section.project!r}, but not label them; give it write access to issues"
+            )
     return f"{section.kind}, {len(waiting)} ticket(s) in {', '.join(map(repr, queue))}"
 
 
@@ -334,15 +336,19 @@ def _repository(name: str, known: RepositorySection) -> str:
 
 
 def _forge(name: str, forge: GitHubForgeSection) -> str:
-    if "push" in _rights(f"repositories.{name}.github", forge):
+    rights = _rights(f"repositories.{name}.github", forge)
+    if rights is None:
+        return f"the token sees {forge.project}; whether it may push, GitHub does not say about the tokens of apps"
+    if "push" in rights:
         return f"the token may push to {forge.project}"
     raise ConfigError(
         f"the token may not push to {forge.project!r}; give it write access to contents and pull requests"
     )
 
 
-def _rights(place: str, forge: GitHubForgeSection | GitHubBoardSection) -> set[str]:
-    """What the token may do in the project: GitHub says so in one free request."""
+def _rights(place: str, forge: GitHubForgeSection | GitHubBoardSection) -> set[str] | None:
+    """What the token may do in the project: GitHub says so in one free request. None for the token of an app: what GitHub
+    shows are the rights of a user, which an app is not."""
     headers = {"authorization": f"Bearer {forge.token.get_secret_value()}", "accept": "application/vnd.github+json"}
     answer = _asked(f"{forge.url.rstrip('/')}/repos/{forge.project}", headers)
     if answer.status_code == httpx.codes.UNAUTHORIZED:
@@ -353,6 +359,8 @@ def _rights(place: str, forge: GitHubForgeSection | GitHubBoardSection) -> set[s
         raise ConfigError(f"there is no {forge.project!r}, or the token may not see it; correct `{place}`")
     if answer.status_code != httpx.codes.OK:
         raise UnexpectedStatus(f"{forge.url} answers {answer.status_code}; try again, or correct `{place}.url`")
+    if forge.token.get_secret_value().startswith("ghs_"):
+        return None
     try:
         return {right for right, has in answer.json()["permissions"].items() if has}
     except (ValueError, KeyError, TypeError, AttributeError):

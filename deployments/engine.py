@@ -8,11 +8,13 @@ from __future__ import annotations
 import atexit
 import base64
 import ctypes
+import functools
 import logging
 import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -23,7 +25,7 @@ from typing import IO
 import httpx
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from infra.errors import Unreachable
+from infra.errors import ConfigError, Unreachable
 from infra.files import write_atomically
 from infra.llm.local import process_started
 from infra.postgres import open_databases
@@ -33,6 +35,7 @@ HOST = "127.0.0.1"
 START_SECONDS = 180.0
 """Longest wait for a Prefect server: 15 s on an idle two-core machine with a new database, 40 s under load."""
 STOP_SECONDS = 20.0
+TAIL_BYTES = 4_096
 
 LOGGING = Path(__file__).with_name("logging.yml")
 """How processes that import Prefect log."""
@@ -226,10 +229,23 @@ def wait_for_server(api_url: str, child: subprocess.Popen[bytes] | None = None, 
 def is_healthy(api_url: str) -> bool:
     """True when a Prefect server answers at this address (with `/api`); it says so in its own words."""
     try:
-        answer = httpx.get(f"{api_url}/health", timeout=5)
+        answer = httpx.get(f"{api_url}/health", timeout=5, verify=trusted())
     except (httpx.HTTPError, httpx.InvalidURL):
         return False
     return answer.is_success and answer.text.strip() == "true"
+
+
+@functools.cache
+def trusted() -> ssl.SSLContext:
+    """Whose certificates are believed, as Prefect's own client does it. Made once: it takes tens of milliseconds.
+
+    Raises ConfigError for a file without certificates.
+    """
+    file = os.environ.get("PREFECT_API_SSL_CERT_FILE")
+    try:
+        return ssl.create_default_context(cafile=file) if file else httpx.create_ssl_context()
+    except OSError as error:
+        raise ConfigError(f"PREFECT_API_SSL_CERT_FILE={file!r} cannot be used: {error}; correct it") from None
 
 
 def credentials() -> dict[str, str]:
@@ -242,8 +258,19 @@ def credentials() -> dict[str, str]:
 
 def log_hint(log: Path | None) -> str:
     """The end of a message: where to look, and the last lines that stand there."""
-    lines = log.read_text(errors="replace").splitlines()[-3:] if log and log.exists() else []
-    return f"; look into {str(log)!r}, which ends with:\n  " + "\n  ".join(line[:300] for line in lines) if log else ""
+    if log is None:
+        return ""
+    return f"; look into {str(log)!r}, which ends with:\n  " + "\n  ".join(line[:300] for line in _last_lines(log))
+
+
+def _last_lines(log: Path) -> list[str]:
+    """None when it cannot be read: what is told of is worse than that."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - TAIL_BYTES, 0))
+            return file.read().decode(errors="replace").splitlines()[-3:]
+    except OSError:
+        return []
 
 
 def free_port(wanted: int = 0) -> int:

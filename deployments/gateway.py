@@ -6,11 +6,9 @@ A lost event costs time only: the recorded delivery and polling stand behind it.
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import os
 import socket
-import ssl
 import threading
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -28,7 +26,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from deployments.engine import credentials
+from deployments.engine import credentials, trusted
 from deployments.metrics import routes
 from infra import logs
 from infra.database import open_database
@@ -56,7 +54,8 @@ RETRY_AFTER_SECONDS = 30
 EMIT_SECONDS = 5.0
 STOP_SECONDS = 5
 CONNECTION_SECONDS = 30.0
-"""A connection is closed after this time, or with the answer that is under way then: longer than a delivery ever takes."""
+"""A connection is closed after this time, or with the answer that is under way then: longer than a delivery ever takes. An
+answer that nobody took after twice this time is thrown away."""
 TICKET_TOUCHED = "darkfactory.ticket.touched"
 PULL_REQUEST_TOUCHED = "darkfactory.pull-request.touched"
 REFINEMENT_ASKED = "darkfactory.refinement.asked"
@@ -169,14 +168,17 @@ async def _run(app: Starlette, listener: socket.socket, stop: threading.Event | 
 
 
 class _Connection(H11Protocol):
-    """uvicorn waits without end for the head of a request: who sends it byte by byte would keep a connection for good."""
+    """uvicorn waits without end for the head of a request, and for answers to be read: who sends byte by byte, or asks and
+    never reads, would keep a connection for good."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as its base does
         super().connection_made(transport)
         self._closing = self.loop.call_later(CONNECTION_SECONDS, self.shutdown)
+        self._cutting = self.loop.call_later(2 * CONNECTION_SECONDS, transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing.cancel()
+        self._cutting.cancel()
         super().connection_lost(exc)
 
 
@@ -286,18 +288,16 @@ async def emit_event(api_url: str, delivery: Delivery, board: str, ticket: str |
     """
     event = _event(delivery, board, ticket)
     try:
-        async with httpx.AsyncClient(timeout=EMIT_SECONDS, verify=_trusted(), headers=credentials()) as client:
+        # httpx's own time limit begins anew with every byte
+        async with (
+            asyncio.timeout(EMIT_SECONDS),
+            httpx.AsyncClient(timeout=None, verify=trusted(), headers=credentials()) as client,  # noqa: S113
+        ):
             (await client.post(f"{api_url}/events", json=[event])).raise_for_status()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
         _log.warning("event not sent: %s reason=%s", _words(delivery, Place(board, ticket)), type(error).__name__)
         return False
     return True
-
-
-@functools.cache
-def _trusted() -> ssl.SSLContext:
-    """Made once: it takes tens of milliseconds, in which no webhook would be answered."""
-    return httpx.create_ssl_context()
 
 
 def _event(delivery: Delivery, name: str, ticket: str | None) -> dict[str, Any]:

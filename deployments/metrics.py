@@ -34,6 +34,7 @@ WAIT_SECONDS = 8.0
 """Longest wait for the database; Prometheus gives up after 10 s."""
 SHOWN_TICKETS = 50
 LOOPBACK = ("127.0.0.1", "::1")
+PASSED_ON = ("forwarded", "via", "x-real-ip")
 NAMES = ("127.0.0.1", "localhost", "[::1]", "::1")
 
 Answer = TypeVar("Answer")
@@ -132,7 +133,8 @@ def _check(request: Request, settings: Settings) -> None:
     if settings.webhooks.open_status:
         return
     client = request.client.host if request.client else ""
-    passed_on = "forwarded" in request.headers or any(name.startswith("x-forwarded") for name in request.headers)
+    says_so = any(name in PASSED_ON or name.startswith("x-forwarded") for name in request.headers)
+    passed_on = says_so or request.scope["http_version"] == "1.0"  # a plain nginx shows nothing else of itself
     host = request.headers.get("host", "")
     name = host if host in NAMES else host.rpartition(":")[0]
     if client not in LOOPBACK or passed_on or name not in NAMES:

@@ -71,8 +71,8 @@ GATEWAY_AGAIN_SECONDS = 30.0
 Say = Callable[[str], None]
 
 
-class Stopped(Exception):
-    """SIGTERM or SIGINT arrived."""
+class Stopped(KeyboardInterrupt):
+    """SIGTERM or SIGINT arrived. As an Exception, whatever runs at that moment could swallow it; asyncio's callbacks do."""
 
 
 def up(settings: Settings, port: int, say: Say) -> None:
@@ -341,34 +341,33 @@ def listed(settings: Settings) -> list[tuple[Node, list[str]]]:
 def _watch(children: list[subprocess.Popen[bytes]], settings: Settings, api_url: str, say: Say) -> None:
     """Until a child ends that all need, or a signal comes. A node that left may go, and the gateway is started again (OB4):
     tickets are found by polling, too."""
-    again = math.inf
-    edits = Edits(settings)
+    edits, gateway_due = Edits(settings), math.inf
     while True:
         was, edited = edits.settings, edits.look()
         if edited is not None and _follow(was, edited, say):
-            for child in [each for each in children if _arguments(each) == GATEWAY]:
+            for child in filter(_is_gateway, tuple(children)):
                 end_group(child)
                 children.remove(child)
-            again = -math.inf
+            gateway_due = time.monotonic()
         for child in [each for each in children if each.poll() is not None]:
             say(_bearable(child, settings))
             children.remove(child)
-            if _arguments(child) == GATEWAY:
-                again = time.monotonic() + GATEWAY_AGAIN_SECONDS
             _record(settings, api_url, children)
-        if time.monotonic() > again:
+            if _is_gateway(child):
+                gateway_due = time.monotonic() + GATEWAY_AGAIN_SECONDS
+        if time.monotonic() >= gateway_due:
             children.append(_start(settings, GATEWAY))
             _record(settings, api_url, children)
-            again = math.inf
+            gateway_due = math.inf
         time.sleep(0.5)
 
 
 def _follow(was: Settings, now: Loaded, say: Say) -> bool:
-    """What an edit of factory.yaml changes in what `up` set up (CF1); all else reads it anew. True: the gateway has to."""
-    if now.problem is not None:
-        say(f"{now.problem}; nothing new is launched")
-        return False
-    say("factory.yaml was read anew")
+    """What an edit of factory.yaml changes in what `up` set up (CF1); all else reads it anew. True: the gateway has to.
+
+    With a problem the last good settings count, which may have been good for so short a time that they are news, too.
+    """
+    say("factory.yaml was read anew" if now.problem is None else f"{now.problem}; nothing new is launched")
     if control_table(now.settings) != control_table(was):
         try:
             asyncio.run(_set_up_control(now.settings))
@@ -380,7 +379,7 @@ def _follow(was: Settings, now: Loaded, say: Say) -> bool:
 def _bearable(child: subprocess.Popen[bytes], settings: Settings) -> str:
     """What to say of a child that ended. Raises Unreachable when nothing goes on without it."""
     arguments = _arguments(child)
-    if arguments == GATEWAY:
+    if _is_gateway(child):
         return f"no webhooks for now, boards are still read: the gateway ended{log_hint(_log_of(settings, GATEWAY))}"
     if "join" in arguments and child.returncode == 0:
         return f"node {settings.node_name!r} has left, all else goes on; start `darkfactory up` again to have it back"
@@ -395,11 +394,17 @@ def _arguments(child: subprocess.Popen[bytes]) -> list[str]:
     return [str(word) for word in child.args[3:]]  # type: ignore[index]  # our own list
 
 
+def _is_gateway(child: subprocess.Popen[bytes]) -> bool:
+    return _arguments(child) == GATEWAY
+
+
 @contextmanager
 def stopping_on_signals() -> Iterator[None]:
-    """SIGINT and SIGTERM raise Stopped while inside."""
+    """The first SIGINT or SIGTERM raises Stopped while inside; a second one would cut off the ending of what was started."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
         raise Stopped
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -54,16 +54,27 @@ class Question:
 Answers = Callable[[Question], str]
 
 
-def init(settings_path: Path, answers: Answers | None, *, force: bool = False) -> Path:
+def init(settings_path: Path, answers: Answers | None, *, force: bool = False, flags: Mapping[str, str] = {}) -> Path:
     """Write `settings_path` from the answers; None takes every default. Returns its path.
 
     An existing file is kept as `factory.yaml.bak` (`.bak2` …) with `force`, else it is a ConfigError, as is an
-    answer that cannot be used after MOST_TRIES tries. Until then nothing is written.
+    answer that cannot be used after MOST_TRIES tries, and one of `flags` that answers none of the questions. Until
+    then nothing is written.
     """
     path = settings_path.expanduser().absolute()
     if path.exists() and not force:
         raise ConfigError(f"{str(path)!r} exists; edit it, or use --force to write a new one (the old one is kept)")
-    text = _interview(path.parent, answers or given_answers({}))
+    asked: set[str] = set()
+
+    def noted(question: Question) -> str:
+        asked.add(question.name)
+        return (answers or given_answers(flags))(question)
+
+    text = _interview(path.parent, noted)
+    if idle := [_flag(name) for name, said in flags.items() if name not in asked and said != NONE]:
+        raise ConfigError(
+            f"{', '.join(idle)}: nothing is asked that this would answer; leave it out, or correct the others"
+        )
     if path.exists():
         write_atomically(_free_backup(path), path.read_bytes(), 0o600)
     write_atomically(path, text.encode(), 0o600)
@@ -74,7 +85,7 @@ def given_answers(flags: Mapping[str, str]) -> Answers:
     """Answers from flags by the question's name, else the defaults; asks nobody. An unusable one is a ConfigError."""
 
     def answer(question: Question) -> str:
-        flag = f"--{question.name.replace('_', '-')}"
+        flag = _flag(question.name)
         if question.problem is not None:
             raise ConfigError(f"{flag}: {question.problem}")
         if question.name not in flags and question.default is None:
@@ -102,6 +113,10 @@ def terminal_answers(flags: Mapping[str, str]) -> Answers:
         return line.strip()
 
     return answer
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def variables_to_set(path: Path) -> tuple[str, ...]:

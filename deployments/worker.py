@@ -376,9 +376,10 @@ class NodeWorker(BaseWorker[ProcessJobConfiguration, ProcessVariables, ProcessWo
         (3.8.8: "this borrower is already holding one of this CapacityLimiter's tokens"). They are taken at the next poll."""
         going = {run for run in self.limiter.statistics().borrowers if isinstance(run, UUID)}
         found = [each for each in flow_run_response if each.flow_run.id not in going]
-        if late := {each.flow_run.id for each in found if _is_late(each.flow_run)}:
-            late -= await self._latest(going)
-        return await super()._submit_scheduled_flow_runs([each for each in found if each.flow_run.id not in late])
+        if any(_is_late(each.flow_run) for each in found):
+            latest = await self._latest(going)
+            found = [each for each in found if not each.flow_run.auto_scheduled or each.flow_run.id in latest]
+        return await super()._submit_scheduled_flow_runs(found)
 
     async def _latest(self, going: set[UUID]) -> set[UUID]:
         """Of each schedule's runs that came due while nobody took them, the latest. The others are deleted: after a night's

@@ -68,7 +68,7 @@ class ClaimTable(Table):
 
 class Claim(Row):
     """A claim as it was read. `machine` is where its holder's kernel lock lives; `content` the ticket's text at that time;
-    `assignee` whose ticket it was when it was first seen at work (nobody's: empty; not seen yet: None); `moved`: the board was seen to have taken the state the factory set at the end."""
+    `assignee` whose ticket it was when it had settled at work (nobody's: empty; not seen yet: None); `moved`: the board was seen to have taken the state the factory set at the end."""
 
     board: str
     ticket: str
@@ -158,10 +158,13 @@ class Claims:
         """Claim and start at once for a run that a person asked for: whatever the ticket's state, unless a live run has it.
 
         The caller holds the kernel lock of the ticket on `machine`, so a claim of that machine has a dead holder.
-        Raises CapacityUnavailable when another machine's lease has not ended.
+        Raises CapacityUnavailable when another machine's lease has not ended, or a ticket of another board, with the same
+        key and so the same branch and checkouts, is being worked on.
         """
         with self._transaction() as session:
+            session.execute(select(func.pg_advisory_xact_lock(_DISPATCH_LOCK)))
             now, row = self._now(session), self._row(session, ticket.board, ticket.key)
+            self._refuse_twin(session, ticket, now)
             if row is not None and row.state in HELD and row.machine != machine and row.lease_until > now:
                 raise CapacityUnavailable(
                     f"ticket {ticket.key!r} is held by node {row.node!r} until {row.lease_until:%H:%M:%S} UTC at least; "
@@ -378,6 +381,14 @@ class Claims:
         taken = new.on_conflict_do_update(index_elements=["board", "ticket"], set_=values).returning(ClaimTable)
         claimed = session.scalars(taken, execution_options={"populate_existing": True}).one()
         return Claim.model_validate(claimed)
+
+    def _refuse_twin(self, session: Session, ticket: Ticket, now: datetime) -> None:
+        twins = self._held().where(ClaimTable.ticket == ticket.key, ClaimTable.board != ticket.board)
+        for twin in self._read(session, twins.where(ClaimTable.lease_until > now)):
+            raise CapacityUnavailable(
+                f"the ticket {ticket.key!r} of the board {twin.board!r} is being worked on, and a key names one branch; "
+                "wait for it to end, or give one of them another key"
+            )
 
     def _own_row(self, session: Session, claim: Claim) -> ClaimTable:
         row = self._row(session, claim.board, claim.ticket)

@@ -361,8 +361,8 @@ class Mirror:
         """A fresh checkout of `sha` at `root/<key>/<name>`, the same place each time, removed on exit whatever happens.
 
         What a killed run left there is removed first; only a `session`, which names all that its work was begun with, gets
-        back what it had changed there, and what it changed stays on an error (WS3): see `Worktree.begin`. The caller holds
-        the ticket's claim. Raises ConfigError when the place, after links, is not inside the root (WS1).
+        back what it had changed there, and what it changed stays on an error (WS3), but for a full disk: see
+        `Worktree.begin`. The caller holds the ticket's claim. Raises ConfigError when the place, after links, is not inside the root (WS1).
         """
         with naming_a_full_disk("a worktree"):
             root.mkdir(parents=True, exist_ok=True)
@@ -370,7 +370,7 @@ class Mirror:
         private = path.parent / ".private" / path.name
         worktree = Worktree(self, path, private, sha, session)
         if worktree.begun is None:
-            self._remove(root, path, private)
+            self._remove(root, private, path)
         else:
             refuse_outside(root.resolve(), path)
         stays = False
@@ -381,12 +381,12 @@ class Mirror:
                         private.mkdir(parents=True)
                         self._run("worktree", "add", "--quiet", "--detach", str(path), sha, keep=lock)
                 yield worktree
-        except BaseException:
-            stays = worktree.begun is not None
+        except BaseException as error:
+            stays = worktree.stays_after(error)
             raise
         finally:
-            if not stays:
-                self._remove(root, path, private)
+            if not stays:  # the session's mark first: half removed, a checkout is nobody's work
+                self._remove(root, private, path)
                 remove_empty(path.parent)
 
     def point(self, ref: str, sha: str) -> None:
@@ -676,12 +676,18 @@ class Worktree:
         """Nothing here is worth keeping any more."""
         self.begun = None
 
+    def stays_after(self, error: BaseException) -> bool:
+        """Whether what is here outlives the error. It does not when it filled the disk."""
+        return self.begun is not None and not isinstance(error, DiskFull)
+
     def _begun(self) -> str | None:
         try:
             session, _, start = (self._private / SESSION).read_text().partition(" ")
         except (OSError, UnicodeDecodeError):
             return None
-        return start if start and session == self._session and self.path.is_dir() else None
+        if not start or session != self._session or not self.path.is_dir():
+            return None
+        return self._mirror._resolve(start)  # None when the mirror was made anew
 
     def read(self, path: str) -> str | None:
         """The text of a file; None when there is none, or when it is not UTF-8 text of at most MAX_TEXT_BYTES."""

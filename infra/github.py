@@ -188,7 +188,7 @@ class GitHub:
         if not 200 <= status < 300:
             raise self._error(status, headers, text, asked)
         answer = _parsed(text, asked)
-        if etags and "etag" in headers:
+        if etags and "etag" in headers and not _may_grow(answer, headers):
             etags.put(place, Kept(etag=headers["etag"], link=headers.get("link", ""), text=text))
         return headers, answer
 
@@ -268,8 +268,11 @@ class Conversation:
             ours = self._ours(marker)  # another process may have written it in the same moment
         elif ours[0][1].body != unseal(site.token, self._key, sealed)[0]:
             site.ask("PATCH", f"{site.root}/issues/comments/{ours[0][0]}", {"body": sealed})
-        for number, _ in ours[1:]:
-            self._remove(number)
+        for number, comment in ours[1:]:
+            if (
+                comment.author == ours[0][1].author
+            ):  # to the token of an app, the copy of another bot looks like its own
+                self._remove(number)
 
     def _ours(self, marker: str) -> list[tuple[int, Comment]]:
         return [(number, comment) for number, comment in self._read() if comment.marker == marker]
@@ -368,6 +371,11 @@ def _items(answer: Any, name: str | None, path: str) -> list[Any]:
     if not isinstance(items, list):
         raise ProviderFault(f"GitHub's answer to GET {path} holds no list; check `url`")
     return items
+
+
+def _may_grow(answer: Any, headers: dict[str, str]) -> bool:
+    """A full last page stays the same, and would be confirmed, when another page comes after it."""
+    return isinstance(answer, list) and len(answer) >= _PAGE and not _NEXT.search(headers.get("link", ""))
 
 
 def _reasons(text: str) -> str:

@@ -75,7 +75,7 @@ def _head(record: logging.LogRecord) -> tuple[str, ...]:
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except (TypeError, ValueError):  # logging would print such a line unmasked
+    except (TypeError, ValueError, LookupError):  # logging would print such a line unmasked
         return f"{record.msg!r} {record.args!r}"
 
 

@@ -51,11 +51,12 @@ def current_settings() -> Loaded:
 
 def settings_at_hand() -> Loaded:
     """As `current_settings`, for commands that use no secret: variables may be missing, and no copy is kept."""
+    path = wanted_config_path()
     with secrets_may_miss():
         try:
-            return Loaded(load_settings())
+            return Loaded(load_settings()) if os.path.lexists(path) else _without_file(path)
         except ConfigError as error:
-            return _last_good(wanted_config_path(), error)
+            return _last_good(path, error)
 
 
 class Edits:

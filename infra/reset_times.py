@@ -89,7 +89,8 @@ def retry_after(text: str | None, now: datetime) -> datetime | None:
 
 def soon(moment: datetime, now: datetime) -> datetime | None:
     """An aware moment under the bounds of `parse_reset`; None for one outside of them."""
-    return _first(iter([moment.astimezone(UTC)]), now)
+    found = _first(iter([moment]), now)
+    return found.astimezone(UTC) if found else None  # not before: the last day of the calendar is too late for UTC
 
 
 def _first(moments: Iterator[datetime], now: datetime) -> datetime | None:

@@ -71,11 +71,6 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _folded(state: str) -> str:
-    """A state as boards compare it."""
-    return " ".join(state.split()).casefold()
-
-
 class States(Section):
     """A board's words for where a ticket stands. `queue` is in the order in which people fill it; `closed` adds to what the
     board itself counts as finished."""

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from infra.errors import CapacityUnavailable, InfraError
+from infra.errors import CapacityUnavailable, ConfigError, InfraError
 from infra.files import naming_a_full_disk
 
 POLL_SECONDS = 0.1
@@ -47,20 +47,42 @@ def sole(folder: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def file_lock(path: Path) -> Iterator[int]:
-    """An exclusive lock that ends with its holders, however they end. The file itself means nothing."""
-    with naming_a_full_disk("a lock file"), path.open("a") as file:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise InfraError(
-                        f"{str(path)!r} has been locked for {LOCK_SECONDS:.0f} s; is a process stuck?"
-                    ) from None
-                time.sleep(0.05)
-        yield file.fileno()
+    """An exclusive lock that ends with its holders, however they end. The file itself means nothing; its folder is made.
+
+    Raises DiskFull, or ConfigError where no lock can be had: a place that may only be read, a file system without locks.
+    """
+    try:
+        with naming_a_full_disk("a lock file"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise _unlockable(path, error) from error
+    try:
+        _wait_for(handle, path)
+        with naming_a_full_disk(f"what {path.name!r} locks"):
+            yield handle
+    finally:
+        os.close(handle)
+
+
+def _unlockable(path: Path, error: OSError) -> ConfigError:
+    why = f"{str(path)!r} cannot be locked: {error.strerror}"
+    return ConfigError(f"{why}; make it writable, or choose a place on another disk")
+
+
+def _wait_for(handle: int, path: Path) -> None:
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise InfraError(
+                    f"{str(path)!r} has been locked for {LOCK_SECONDS:.0f} s; is a process stuck?"
+                ) from None
+            time.sleep(0.05)
+        except OSError as error:  # a network file system without locks
+            raise _unlockable(path, error) from error
 
 
 def is_held(folder: Path) -> bool:

@@ -102,9 +102,11 @@ async def agent_edit(
     session = session_name(asker, plan, unit, laid, feedback)
     async with prepared(coder_checkout(brief, unit, asker, session), brief.policy, sandbox, laid) as worktree:
         told += GO_ON if worktree.begun else ""
-        start = worktree.begun or worktree.begin(await worktree.commit(sandbox, "before the agent"))
+        # the same for both commits, so that a session without changes ends where it began
+        message = f"{job.ticket.key} {unit.id}"
+        start = worktree.begun or worktree.begin(await worktree.commit(sandbox, message))
         report = await _session(agent, asker, told, worktree)
-        head = await worktree.commit(sandbox, f"{job.ticket.key} {unit.id}")
+        head = await worktree.commit(sandbox, message)
         if head == start:
             worktree.end()
         ending = ending_of(report, agent, worked=head != start)

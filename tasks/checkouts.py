@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import shutil
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -20,6 +21,8 @@ from tasks.models import Ticket
 
 KEPT = timedelta(days=7)
 """How long unfinished work waits for its ticket."""
+FREE_BYTES_NEEDED = 200 << 20
+"""With less, no ticket is started, and unfinished work makes room."""
 CALLED_OFF = "cancelled: "
 CLOSED, GONE, MOVED = "the ticket is closed", "the ticket is gone", "the ticket was moved to"
 """How the reasons of runs that were stopped for their ticket begin, and why."""
@@ -31,7 +34,9 @@ def take_away(folder: Path, claims: Iterable[Claim]) -> bool:
     """Move a ticket's folder away, so that nobody finds it half removed. False when it is kept: one of the claims may go on
     with what is in it, or a process is at work there."""
     if is_unfinished(folder) and any(directory_name(c.ticket) == folder.name and _may_go_on(c) for c in claims):
-        return False
+        if free_bytes() >= FREE_BYTES_NEEDED:
+            return False
+        _log.warning("folder=%s outcome=unfinished-work-dropped reason='the disk is full'", folder.name)
     lost = _lost()
     lost.mkdir(parents=True, exist_ok=True)
     return folders.take_away(folder, lost / f"{folder.name}.{secrets.token_hex(4)}")
@@ -49,6 +54,13 @@ def is_unfinished(folder: Path) -> bool:
     with suppress(FileNotFoundError):  # its run is just ending
         return any(mark.stat().st_mtime > oldest for mark in folder.glob(f".private/*/{SESSION}"))
     return False
+
+
+def free_bytes() -> int:
+    """Room on the disk of the home folder, which is made."""
+    home = services.settings().root
+    home.mkdir(parents=True, exist_ok=True)
+    return shutil.disk_usage(home).free
 
 
 def remove_lost() -> None:

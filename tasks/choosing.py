@@ -111,8 +111,8 @@ def _not_asked_for(ticket: Ticket, board: AnyBoard) -> str | None:
             )
         if _spaceless(label) not in there:
             return f"the required label {label!r} is missing"
-    allowed = {_person(author) for author in board.allowed_authors} - {""}
-    if board.allowed_authors and _person(ticket.author or "") not in allowed:
+    allowed = {person(author) for author in board.allowed_authors} - {""}
+    if board.allowed_authors and person(ticket.author or "") not in allowed:
         return f"its author {ticket.author!r:.80} is none of the board's allowed authors"
     return None
 
@@ -290,7 +290,7 @@ def alike(title: str, other: str) -> bool:
     return bool(words) and len(words & others) >= _SIMILAR * len(words | others)
 
 
-def _person(name: str) -> str:
+def person(name: str) -> str:
     """A name to compare. Only ASCII has no case: a Kelvin sign is a small k for Unicode, and `\u212aate` another person than kate."""
     return name.strip().lower() if name.isascii() else unicodedata.normalize("NFC", name.strip())
 

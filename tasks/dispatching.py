@@ -105,7 +105,7 @@ def _reconcile(only: tuple[str, str] | None) -> tuple[str, ...]:
     for name in {claim.board for claim in claims.held()} & open_boards:
         if only is None or only[0] == name:
             held = [c for c in claims.held(name) if only is None or c.ticket == only[1]]
-            stopped += _stop_what_changed(name, held)
+            stopped += _stop_what_changed(name, held, settled=only is None)
     return tuple(stopped)
 
 
@@ -117,7 +117,8 @@ def _abandon_dead_nodes() -> None:
             services.claims().requeue(claim, f"node {claim.node} is gone")
 
 
-def _stop_what_changed(name: str, held: Sequence[Claim]) -> list[str]:
+def _stop_what_changed(name: str, held: Sequence[Claim], *, settled: bool) -> list[str]:
+    """`settled`: this is a whole tick, so boards have had time to follow what an earlier one saw."""
     section = services.board_section(name)
     try:
         seen = {ticket.key: ticket for ticket in services.board(name).tickets_by_keys([c.ticket for c in held])}
@@ -134,7 +135,7 @@ def _stop_what_changed(name: str, held: Sequence[Claim]) -> list[str]:
             _tell(claim, "stopping", reason)
             stopped.append(claim.ticket)
         elif ticket is not None:
-            _see(ticket, claim, section)
+            _see(ticket, claim, section, settled)
     return stopped
 
 
@@ -145,10 +146,12 @@ def _reassigned(ticket: Ticket | None, claim: Claim) -> str | None:
     return f"the ticket was assigned to {ticket.assignee!r}"
 
 
-def _see(ticket: Ticket, claim: Claim, section: AnyBoard) -> None:
-    """Remember state and assignee; the latter not before our own move, on which some boards assign the ticket by themselves."""
-    at_work = claim.state == "running" and ticket.state.casefold() == section.states.working.casefold()
-    assignee = (ticket.assignee or "") if at_work and claim.assignee is None else None
+def _see(ticket: Ticket, claim: Claim, section: AnyBoard, settled: bool) -> None:
+    """Remember state and assignee; the latter not before a tick after our own move was seen, on which some boards assign the
+    ticket by themselves, and their rules some seconds later."""
+    at_work = ticket.state.casefold() == claim.ticket_state.casefold() == section.states.working.casefold()
+    settled = settled and claim.state == "running" and at_work
+    assignee = (ticket.assignee or "") if settled and claim.assignee is None else None
     if assignee is not None or ticket.state != claim.ticket_state:
         services.claims().see(claim, ticket.state, assignee)
 
@@ -328,9 +331,9 @@ def _consider(
     found = route(ticket, settings.repositories, section.repository)
     if elsewhere is not None and (claim is None or claim.state != "running"):
         text = f"the board {elsewhere!r} has a ticket {ticket.key!r}, too, and a key names one branch; give one of them another"
-        return _remark(ticket, claim, SAME_KEY, text, "key"), text
+        return _remark(ticket, claim, now, SAME_KEY, text, "key"), text
     if found.repository is None:
-        return _remark(ticket, claim, NO_ROUTE, found.reason, "route"), found.reason
+        return _remark(ticket, claim, now, NO_ROUTE, found.reason, "route"), found.reason
     if claim is not None and claim.state == "parked" and claim.reason.startswith(HELD_BACK):
         services.claims().resume(claim, "its cause is gone")
     elif claim is not None and not is_claimable(claim, ticket, now):
@@ -338,10 +341,11 @@ def _consider(
     return Waiting(ticket=ticket, repository=found.repository), None
 
 
-def _remark(ticket: Ticket, claim: Claim | None, why: str, text: str, marker: str) -> Remark | None:
-    """None when it was made before."""
-    said = claim is not None and claim.reason.startswith(why)
-    return None if said else Remark(ticket=ticket, why=why, text=text, marker=marker)
+def _remark(ticket: Ticket, claim: Claim | None, now: datetime, why: str, text: str, marker: str) -> Remark | None:
+    """None when it was made before, or when the ticket is held, done or waits: each look would cost a transaction."""
+    if claim is not None and (claim.reason.startswith(why) or not is_claimable(claim, ticket, now)):
+        return None
+    return Remark(ticket=ticket, why=why, text=text, marker=marker)
 
 
 def _is_out_of_our_hands(ticket: Ticket, section: AnyBoard) -> bool:
@@ -350,11 +354,11 @@ def _is_out_of_our_hands(ticket: Ticket, section: AnyBoard) -> bool:
 
 
 def _cycles(blocked: Sequence[Ticket]) -> Iterator[Remark]:
-    tickets = {ticket.key: ticket for ticket in blocked}
+    tickets, now = {ticket.key: ticket for ticket in blocked}, services.claims().now()
     for cycle in cycles({key: ticket.blocked_by for key, ticket in tickets.items()}):
         text = f"these tickets block each other: {' <- '.join((*cycle, cycle[0]))}; remove one of the relations"
         for ticket in (tickets[key] for key in cycle if key in tickets):
-            remark = _remark(ticket, services.claims().find(ticket.board, ticket.key), IN_A_CIRCLE, text, "cycle")
+            remark = _remark(ticket, services.claims().find(ticket.board, ticket.key), now, IN_A_CIRCLE, text, "cycle")
             if remark is not None:
                 yield remark
 

@@ -46,8 +46,8 @@ async def prepared(
                 yield worktree
             finally:
                 await run_hook("after_run", policy, worktree.path, sandbox)
-        except BaseException:
-            if worktree.begun is None:
+        except BaseException as error:
+            if not worktree.stays_after(error):
                 await run_hook("before_remove", policy, worktree.path, sandbox)
             raise
         await run_hook("before_remove", policy, worktree.path, sandbox)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +41,6 @@ from tasks.routing import route
 from tasks.testing import examples_as_tests
 
 CLAIM_MARKER = "claim"
-FREE_BYTES_NEEDED = 200 << 20
 
 
 def find_ticket(key: str, board: str = "folder") -> Ticket:
@@ -127,8 +125,7 @@ async def take_in(
     ticket: Ticket, repository: str | None, claim: Claim, dispatched: bool, greenfield: Greenfield | None = None
 ) -> Job:
     """Everything that can be wrong with ticket, repository, disk, sandbox or model shows here, before work starts."""
-    settings = services.settings()
-    _need_space(settings.root)
+    _need_space()
     name, configured = find_repository(ticket, repository)
     services.sandbox()
     pinned = await asyncio.to_thread(pin, name, configured)
@@ -190,12 +187,11 @@ def claim_note(claim: Claim, attempt: int) -> str:
     )
 
 
-def _need_space(home: Path) -> None:
-    home.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(home).free
-    if free < FREE_BYTES_NEEDED:
+def _need_space() -> None:
+    free, needed = checkouts.free_bytes(), checkouts.FREE_BYTES_NEEDED
+    if free < needed:
         raise DiskFull(
-            f"only {free >> 20} MiB are free for {home}; the factory needs {FREE_BYTES_NEEDED >> 20} MiB to start a ticket"
+            f"only {free >> 20} MiB are free for {services.settings().root}; the factory needs {needed >> 20} MiB to start a ticket"
         )
 
 

@@ -9,6 +9,7 @@ from infra.boards import Comment, Ticket
 from infra.claims import Claim
 from infra.sections import AnyBoard, FolderBoardSection
 from tasks import services
+from tasks.choosing import person
 
 MARKER = "question-"
 PART_CHARS, ANSWERS_CHARS = 2_000, 8_000
@@ -35,11 +36,11 @@ def replies(ticket: Ticket, claim: Claim, section: AnyBoard) -> tuple[Comment, .
 
 def _trusted(comments: Iterable[Comment], ticket: Ticket, section: AnyBoard) -> tuple[Comment, ...]:
     own = [ticket.author] if ticket.author and not ticket.author.endswith(_BOT) else []
-    names = {name.casefold() for name in section.trusted_authors or (*section.allowed_authors, *own)}
+    names = {person(name) for name in section.trusted_authors or (*section.allowed_authors, *own)}
     said = [comment for comment in comments if comment.marker is None and comment.body.strip()]
     if not names:  # people who may write a folder's files are trusted; on a service, everybody may reply
         return tuple(said) if isinstance(section, FolderBoardSection) else ()
-    return tuple(comment for comment in said if comment.author.casefold() in names)
+    return tuple(comment for comment in said if person(comment.author) in names)
 
 
 def answers(ticket: Ticket) -> str:

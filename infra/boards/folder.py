@@ -31,7 +31,7 @@ import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,7 +56,7 @@ _PRIORITIES = {"urgent": 1, "high": 2, "medium": 3, "low": 4, "1": 1, "2": 2, "3
 
 _log = logging.getLogger(__name__)
 _FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.S | re.M)
-_PLAIN_STATE = re.compile(r"^state:[ \t]+([A-Za-z][\w -]*?)[ \t]*\r?$", re.M)
+_PLAIN_STATE = re.compile(r"^state:[ \t]+([A-Za-z][\w-]*(?: [\w-]+)*)[ \t]*\r?$(?!\s*\n[ \t])", re.M)
 _HEADING = re.compile(r"^#[ \t]+(\S[^\r\n]*)", re.M)
 _COMMENT_HEADING = re.compile(r"### (?P<author>[^\n]{1,100}?), (?P<at>\d{4}-\d\d-\d\d[0-9T:.+Z \-]{0,25})\s*")
 _MARKER = re.compile(r"<!-- df:(?P<marker>[^\s]{1,200}) (?P<signature>[0-9a-f]{16}) -->\s*")
@@ -283,14 +283,11 @@ class FolderBoard:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """One writer at a time, of all processes: none takes back what another has just written."""
-        self._make_private_folder()
-        with file_lock(self._key_file.with_name("lock")):
-            yield
-
-    def _make_private_folder(self) -> None:
         ignored = self._key_file.with_name(".gitignore")
         if not ignored.exists():
             write_atomically(ignored, b"*\n")
+        with file_lock(self._key_file.with_name("lock")):
+            yield
 
     def _signed(self, key: str, marker: str, signature: str) -> bool:
         if not self._key_file.exists():
@@ -302,14 +299,9 @@ class FolderBoard:
         return self.path / ".darkfactory" / "key"
 
     def _key(self) -> bytes:
-        """The board's own key, made at the first comment. Losing it makes the factory's old comments a person's."""
+        """The board's own key, made at the first comment, `_alone`. Losing it makes the factory's old comments a person's."""
         if not self._key_file.exists():
-            self._make_private_folder()
-            draft = self._key_file.with_name(f"key.{secrets.token_hex(6)}")
-            write_atomically(draft, secrets.token_hex(32).encode(), mode=0o600)
-            with suppress(FileExistsError):  # a racing process was first: its key stays
-                os.link(draft, self._key_file)
-            draft.unlink()
+            write_atomically(self._key_file, secrets.token_hex(32).encode(), mode=0o600)
         return self._key_file.read_bytes()
 
 
@@ -423,7 +415,12 @@ def _plain_state(text: str) -> str | None:
     """The state, where it is written as people mostly do; else None, and YAML has to say."""
     front = _FRONT_MATTER.match(text)
     found = _PLAIN_STATE.findall(front.group(1)) if front else []
-    return found[0] if len(found) == 1 else None
+    return found[0] if front and len(found) == 1 and not any(map(_goes_on, front.group(1).splitlines())) else None
+
+
+def _goes_on(line: str) -> bool:
+    """Whether a quoted text or a list may end on a later line only: what stands in between is no field."""
+    return any(line.count(a) > line.count(b) for a, b in ("[]", "{}")) or any(line.count(q) % 2 for q in "\"'")
 
 
 def _is_ticket(name: str) -> bool:

@@ -119,8 +119,9 @@ class JiraBoard:
                     self._site.ask("DELETE", f"{path}/{_number(twin.get('id'))}")
 
     def _ours(self, key: str, marker: str) -> list[Payload]:
-        """The comments with the mark, oldest first."""
-        return [comment for comment in self._raw_comments(key) if self._marker(key, comment) == marker]
+        """The comments with the mark, oldest first, which for all processes is the same one."""
+        ours = [comment for comment in self._raw_comments(key) if self._marker(key, comment) == marker]
+        return sorted(ours, key=lambda comment: int(_number(comment.get("id"))))
 
     def label(self, key: str, add: Sequence[str] = (), remove: Sequence[str] = ()) -> None:
         """Add and remove labels, compared without case. Raises ConfigError for one with spaces, which Jira cannot keep."""

@@ -181,7 +181,6 @@ class FolderForge:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """One writer at a time, of all processes: none takes back what another has just written."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         with file_lock(self.folder / ".lock"):
             yield
 

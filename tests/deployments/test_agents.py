@@ -29,6 +29,17 @@ def test_each_agent_is_looked_at_whatever_the_others_lack(tmp_path: Path) -> Non
     assert "npm install" in gone.message
 
 
+def test_a_temporary_folder_behind_a_link_is_no_fault_of_the_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """macOS: /var, with all temporary folders, is a link."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "link"))
+    (mine,) = check_agents(Settings.model_validate({"home": tmp_path, "agents": {"mine": AGENTS["mine"]}}))
+    assert (mine.exit_code, mine.message) == (0, "command 'cat'")
+
+
 def test_the_command_prints_one_json_object(tmp_path: Path) -> None:
 
     environment = {

@@ -65,6 +65,23 @@ async def test_a_flow_that_was_taken_from_the_table_is_not_started_any_more(
             assert {each["entrypoint"] for each in there} == {each.entrypoint for each in wanted}
 
 
+async def test_what_others_put_into_a_pool_of_ours_stays(api: httpx.Client, settings: Settings) -> None:
+    """Many people's flows are in a file named flows.py; and no number of them hides what is left over of ours."""
+    pool = pool_name(f"n-{uuid4().hex[:8]}")
+    table = [each._replace(pool=pool) for each in node_table("mini")[-2:]]
+    flow = api.post("/flows/", json={"name": "theirs"}).json()["id"]
+    theirs = [("a", "flows.py:main", ["ticket"]), *((f"b{n:03}", "flows.mine.main", []) for n in range(200))]
+    async with get_client() as client:
+        await ensure_pool(client, pool, 2)
+        await apply_all(client, pool, table, str(settings.root))
+        for name, entrypoint, tags in theirs:
+            body = {"name": name, "flow_id": flow, "entrypoint": entrypoint, "work_pool_name": pool, "tags": tags}
+            api.post("/deployments/", json=body).raise_for_status()
+        await apply_all(client, pool, table[:1], str(settings.root))
+    asked = {"work_pools": {"name": {"any_": [pool]}}}
+    assert api.post("/deployments/count", json=asked).json() == len(theirs) + 1
+
+
 async def test_a_pool_whose_limit_was_changed_by_hand_gets_its_own_again(api: httpx.Client) -> None:
     name = pool_name(f"n-{uuid4().hex[:8]}")
     async with get_client() as client:

@@ -22,6 +22,7 @@ from infra.settings import Settings, parse_settings
 from tests.shop import make_repository, write_ticket
 
 TOKEN = "ghp_abcdefghijklmnopqrstuvwxyz0123"
+APP_TOKEN = "ghs_abcdefghijklmnopqrstuvwxyz0123"
 
 
 class Service(BaseHTTPRequestHandler):
@@ -53,7 +54,7 @@ class Service(BaseHTTPRequestHandler):
             return 200, {"data": []}
         if not self.path.startswith("/repos/"):
             return 404, {}
-        if self.headers["authorization"] not in (f"Bearer {TOKEN}", f"token {TOKEN}"):
+        if self.headers["authorization"].partition(" ")[2] not in (TOKEN, APP_TOKEN):
             return 401, {"message": "Bad credentials"}
         if self.path.partition("?")[0].endswith("/issues"):
             return 200, []
@@ -183,6 +184,21 @@ boards:
     assert (said["webhooks"][0], "change `webhooks.port`" in said["webhooks"][1]) == (2, True)
     assert said["model"][0] == 3
     assert not [word for word in ("hunter2", TOKEN, "another-token") if word in str(checks)]
+
+
+def test_the_token_of_an_app_is_not_said_to_lack_what_github_does_not_show(
+    look: Any, service: tuple[str, type[Service]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O7: to an app's token GitHub answers `push: false` whatever it may do."""
+    url, _ = service
+    monkeypatch.setenv("BOARD_TOKEN", APP_TOKEN)
+    where = f'project: acme/readonly, token: $BOARD_TOKEN, url: "{url}"'
+    checks = look(f"""
+boards: {{app: {{kind: github, {where}}}}}
+repositories: {{shop: {{path: /nowhere, github: {{{where}}}}}}}
+""")
+    assert (checks["board app"].exit_code, checks["pull requests of shop"].exit_code) == (0, 0)
+    assert "does not say" in checks["pull requests of shop"].message
 
 
 def test_a_board_that_nobody_may_announce_tickets_of_is_said_to_be_polled(look: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ import pytest
 
 from deployments import engine
 from deployments.engine import Child, ServerRecord
-from infra.errors import Unreachable
+from infra.errors import ConfigError, Unreachable
 from infra.llm.local import process_started
 from infra.settings import Settings
 
@@ -51,6 +52,32 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+
+
+def test_a_server_with_a_certificate_of_ones_own_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect's client believes PREFECT_API_SSL_CERT_FILE: what looks for the server has to, too."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    made = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=factory"]
+    named = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(["openssl", *made, *named], check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    with HTTPServer(("127.0.0.1", 0), Healthy) as http:
+        http.socket = context.wrap_socket(http.socket, server_side=True)
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        found = []
+        for file in ("", str(certificate)):
+            monkeypatch.setenv("PREFECT_API_SSL_CERT_FILE", file)
+            engine.trusted.cache_clear()
+            found.append(engine.is_healthy(f"https://127.0.0.1:{http.server_address[1]}/api"))
+        http.shutdown()
+        thread.join()
+    monkeypatch.setenv("PREFECT_API_SSL_CERT_FILE", str(tmp_path / "absent.pem"))
+    engine.trusted.cache_clear()
+    with pytest.raises(ConfigError, match="PREFECT_API_SSL_CERT_FILE"):
+        engine.is_healthy("https://127.0.0.1:9/api")
+    assert found == [False, True]
 
 
 def record_of(home: Path, url: str, started: str | None = None) -> None:

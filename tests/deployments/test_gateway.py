@@ -9,12 +9,13 @@ import hashlib
 import hmac
 import json
 import logging
+import socket
 import statistics
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ import httpx
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import update
+from starlette.requests import Request
+from starlette.responses import Response
 
 import deployments.gateway as gateway
 from deployments.engine import HOST, free_port
@@ -442,10 +445,10 @@ async def test_a_head_that_never_ends_is_given_up(
 
 
 async def test_an_answer_under_way_is_finished_before_its_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway, "CONNECTION_SECONDS", 0.1)
+    monkeypatch.setattr(gateway, "CONNECTION_SECONDS", 0.5)
 
     async def slow(*_: object) -> bool:
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(0.6)
         return True
 
     body = json.dumps(issue()).encode()
@@ -457,6 +460,29 @@ async def test_an_answer_under_way_is_finished_before_its_connection_is_closed(m
         heard = await asyncio.wait_for(reader.read(), 5)  # to its end, though nobody asked for one
         writer.close()
     assert heard.startswith(b"HTTP/1.1 202")
+
+
+async def test_who_asks_and_never_reads_the_answers_is_cut_off(
+    records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that cannot be sent would be under way without end."""
+
+    async def long_answer(_: Request) -> Response:
+        return Response(b"x" * 20_000_000)  # more than the system keeps
+
+    monkeypatch.setattr(gateway, "CONNECTION_SECONDS", 0.3)
+    monkeypatch.setattr(gateway, "_health", long_answer)
+    async with served(records.accept) as running:
+        with socket.create_connection((HOST, running.port)) as silent:
+            silent.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            with pytest.raises(ConnectionError):
+                await asyncio.wait_for(talk_on(silent), 5)
+
+
+async def talk_on(silent: socket.socket) -> None:
+    while True:
+        silent.send(b"x")
+        await asyncio.sleep(0.05)
 
 
 async def test_deliveries_are_answered_in_milliseconds(running: Gateway) -> None:
@@ -488,6 +514,34 @@ async def test_no_event_is_sent_and_nothing_raised_when_prefect_is_down(caplog: 
         for url in (f"http://{HOST}:{free_port()}/api", "nonsense", "http://["):
             assert not await emit_event(url, delivery, "issues", "Shop-7")
     assert caplog.text.count("ticket='Shop-7'") == 3
+
+
+async def test_a_prefect_that_answers_byte_by_byte_is_given_up_before_a_repeat_counts_as_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SM10: an event that is still on its way must not be sent by a second receiver, too."""
+    assert timedelta(seconds=gateway.EMIT_SECONDS + gateway.ACCEPT_SECONDS) < LOST_AFTER
+    monkeypatch.setattr(gateway, "EMIT_SECONDS", 0.3)
+
+    hung_up = asyncio.Event()
+
+    async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            for byte in b"HTTP/1.1 204 No Content\r\nX-Slow: " + 100 * b"x":
+                writer.write(bytes([byte]))
+                await writer.drain()
+                await asyncio.sleep(0.02)
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+        hung_up.set()
+
+    port, delivery = free_port(), Delivery(source="github", id="d-1", kind="issues.opened")
+    async with await asyncio.start_server(drip, HOST, port):
+        began = time.perf_counter()
+        assert not await emit_event(f"http://{HOST}:{port}/api", delivery, "issues", "Shop-7")
+        assert time.perf_counter() - began < 1.5
+        await asyncio.wait_for(hung_up.wait(), 5)
 
 
 async def test_a_prefect_with_a_password_is_given_it(running: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -240,7 +240,7 @@ def test_a_snapshot_takes_the_same_number_of_queries_whatever_the_number_of_tick
     "headers",
     [
         {"Host": "evil.example"}, {"Host": "evil.example:4280"}, {"Host": ""}, {"X-Forwarded-For": "127.0.0.1"},
-        {"Forwarded": "for=127.0.0.1"}, {"X-Forwarded-Host": "localhost"},
+        {"Forwarded": "for=127.0.0.1"}, {"X-Forwarded-Host": "localhost"}, {"X-Real-IP": "127.0.0.1"}, {"Via": "1.1 x"},
     ],
     ids=str,
 )  # fmt: skip
@@ -252,6 +252,18 @@ async def test_nobody_but_a_program_of_this_machine_is_told(database_url: str, h
             assert (refused.status_code, "error" in refused.json()) == (403, True)
         assert (await client.get("/metrics")).status_code == 200
         assert (await client.get("/health", headers=headers)).status_code == 200
+
+
+async def test_a_proxy_that_does_not_say_that_it_is_one_is_not_told_either(database_url: str) -> None:
+    """OB2: nginx's plain `proxy_pass` names our own address and no client; it speaks HTTP/1.0, as nobody else does."""
+    async with gateway(database_url) as client:
+        for version, status in ((b"1.0", b"403"), (b"1.1", b"200")):
+            reader, writer = await asyncio.open_connection(HOST, client.base_url.port)
+            name = f"{HOST}:{client.base_url.port}".encode()
+            writer.write(b"GET /metrics HTTP/%b\r\nHost: %b\r\nConnection: close\r\n\r\n" % (version, name))
+            assert (await reader.read()).split(b" ")[1] == status
+            writer.close()
+            await writer.wait_closed()
 
 
 async def test_a_gateway_that_listens_everywhere_tells_this_machine_only_unless_it_is_opened(database_url: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -230,6 +231,35 @@ def test_a_gateway_that_ends_is_started_again_and_a_node_may_leave_while_all_els
             child.wait()
 
 
+def test_a_signal_is_heard_whatever_asynchronous_work_goes_on_at_that_moment() -> None:
+    """An exception of a callback is what asyncio logs and forgets: Ctrl-C would do nothing."""
+
+    async def work() -> None:
+        asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(5)
+
+    with pytest.raises(nodes.Stopped), nodes.stopping_on_signals():
+        asyncio.run(work())
+
+
+def test_a_second_signal_does_not_cut_off_the_ending_of_what_was_started() -> None:
+    """Ctrl-C twice, or `darkfactory down` right after it: children would stay, and their record."""
+    ended, before = list[str](), signal.getsignal(signal.SIGINT)
+
+    def supervise() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+            ended.append("all")
+
+    with pytest.raises(nodes.Stopped), nodes.stopping_on_signals():
+        supervise()
+    assert ended == ["all"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def _recorded(home: Path) -> list[int]:
     record = read_record(home)
     return [child.pid for child in record.children] if record else []
@@ -337,8 +367,9 @@ class Answers(BaseHTTPRequestHandler):
     health = b"true"
 
     def do_POST(self) -> None:
-        said = self.health if self.path == "/api/health" else b"{}"
-        self.send_response(200 if self.path == "/api/health" else 401)
+        is_asked = self.path in ("/api/health", "/behind/a/proxy/api/health")
+        said = self.health if is_asked else b"{}"
+        self.send_response(200 if is_asked else 401)
         self.send_header("Content-Length", str(len(said)))
         self.end_headers()
         self.wfile.write(said)
@@ -370,7 +401,8 @@ def test_something_else_that_answers_there_is_not_taken_for_prefect(tmp_path: Pa
 def test_a_node_without_the_factorys_database_is_refused(tmp_path: Path) -> None:
     """I10: it would start an empty database of its own, and wait there for work that never comes."""
     with answering() as url:
-        for address in (url, f"{url}/", url.removesuffix("/api")):
+        pages = url.removesuffix("/api")
+        for address in (url, f"{url}/", pages, f"{pages}/behind/a/proxy/", f"{pages}/behind/a/proxy/api"):
             with pytest.raises(ConfigError, match="DARKFACTORY_DATABASE_URL"):
                 nodes.join(Settings(home=tmp_path), "mini", 1, (), address, print)
     assert list(tmp_path.iterdir()) == []
@@ -675,3 +707,14 @@ def test_an_edit_of_factory_yaml_sets_the_schedules_anew_and_starts_the_gateway_
     assert nodes._follow(was, Loaded(Settings(webhooks=WebhooksSection(port=4281))), said.append)
     assert not nodes._follow(was, Loaded(was, "line 3: sed"), said.append)
     assert (every, said[-1]) == ([30], "line 3: sed; nothing new is launched")
+    short = Settings(dispatch=DispatchSection(every_seconds=40))  # good only until the next edit, but good
+    assert not nodes._follow(was, Loaded(short, "line 3: sed"), said.append)
+    assert every == [30, 40]
+
+
+def test_a_gateway_may_end_whose_log_cannot_be_read(tmp_path: Path) -> None:
+    """OB4: nor could it be written, which stopped nobody."""
+    (tmp_path / "logs" / "gateway.log").mkdir(parents=True)
+    child = idle(0, *nodes.GATEWAY)
+    child.wait()
+    assert "boards are still read" in nodes._bearable(child, Settings(home=tmp_path))

@@ -132,11 +132,16 @@ def test_asking_ends(path: Path) -> None:
         ({"board": "trello"}, "--board: 'trello'"),
         ({"board": "jira"}, "--board-project is needed"),
         ({"slots": "x"}, "--slots"),
+        ({"board_project": "acme/shop"}, "--board-project: nothing is asked"),
+        (
+            {"github": "none", "remote": "none", "board_team": "ENG", "model_url": "http://x/v1"},
+            "--board-team, --model-url: ",
+        ),
     ],
 )
 def test_an_unusable_or_missing_flag_is_named(path: Path, flags: dict[str, str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        init(path, given_answers(flags))
+        init(path, given_answers(flags), flags=flags)
     assert not path.exists()
 
 

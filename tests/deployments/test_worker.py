@@ -56,11 +56,13 @@ class Pool:
     def start(self, flow: str, **parameters: str) -> str:
         return str(self._post(f"/deployments/{self.deploy(flow)}/create_flow_run", parameters=parameters)["id"])
 
-    def miss(self, flow: str, count: int) -> str:
-        """A deployment whose schedule came due this often while nobody worked."""
-        schedule = {"schedule": {"interval": 900, "anchor_date": datetime.now(UTC).isoformat()}, "active": True}
+    def miss(self, flow: str, count: int, every_seconds: float = 900, until: float = 120) -> str:
+        """A deployment whose schedule came due this often while nobody worked, the last time `until` seconds ago or before."""
+        anchor = datetime.now(UTC) - timedelta(seconds=1)
+        schedule = {"schedule": {"interval": every_seconds, "anchor_date": anchor.isoformat()}, "active": True}
         deployment, now = self.deploy(flow, schedules=[schedule]), datetime.now(UTC)
-        span = {"start_time": now - timedelta(days=2), "end_time": now - timedelta(minutes=2)}
+        start = now - timedelta(seconds=min(2 * 86_400, (count - 0.5) * every_seconds))
+        span = {"start_time": start, "end_time": now - timedelta(seconds=until)}
         body = {name: at.isoformat() for name, at in span.items()} | {"min_runs": count}
         self.api.post(f"/deployments/{deployment}/schedule", json=body).raise_for_status()
         return deployment
@@ -240,6 +242,15 @@ def test_of_the_runs_that_a_schedule_missed_the_latest_is_made_up_for(pool: Pool
     due = max(run["expected_start_time"] for run in pool.runs(deployment))
     assert wait_until(lambda: [run["state_type"] for run in pool.runs(deployment)] == ["COMPLETED"], 60)
     assert [run["expected_start_time"] for run in pool.runs(deployment)] == [due]
+
+
+def test_of_the_runs_of_a_quick_schedule_those_of_the_last_minute_are_dropped_quietly(
+    pool: Pool, worker: WorkerProcess
+) -> None:
+    """They are not late yet, but deleted with the late ones: a run that is gone cannot be taken."""
+    deployment = pool.miss("greet", 4, every_seconds=25, until=0)  # two slots: it gets the late one and one that is not
+    assert wait_until(lambda: "COMPLETED" in [run["state_type"] for run in pool.runs(deployment)], 20)
+    assert "Failed to update state" not in (worker.home / "worker.log").read_text()
 
 
 def test_a_worker_that_is_told_to_stop_ends_its_runs_and_itself(pool: Pool, worker: WorkerProcess) -> None:

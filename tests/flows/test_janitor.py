@@ -282,6 +282,20 @@ async def test_unfinished_work_stays_while_its_ticket_may_come_back(
     assert {name for name, folder in left.items() if (folder / "half.py").exists()} == {"waits", "asks", "moved"}
 
 
+async def test_unfinished_work_makes_room_when_no_ticket_could_start_any_more(
+    factory: Factory, worktrees: Callable[..., list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """WS3: an agent that filled the disk, and was killed over it."""
+    from tasks import checkouts
+
+    (left,) = worktrees(claimed("waits").ticket)
+    (left.parent / ".private" / "coder" / "session").write_text("work 0000")
+    assert (await clean()).worktrees == 0
+    monkeypatch.setattr(checkouts, "FREE_BYTES_NEEDED", 1 << 62)
+    assert (await clean()).worktrees == 1
+    assert not left.exists()
+
+
 async def test_a_run_that_ends_tidies_up_what_its_ticket_does_not_need_any_more(
     factory: Factory, worktrees: Callable[..., list[Path]]
 ) -> None:

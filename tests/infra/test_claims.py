@@ -255,6 +255,19 @@ def test_a_person_takes_what_a_dead_process_of_this_machine_left_but_not_what_li
     assert (seized.state, seized.token, seized.flow_run) == ("running", 2, "r2")
 
 
+def test_a_person_does_not_start_a_ticket_whose_key_another_boards_ticket_is_worked_on_under(
+    claims: Claims, clock: Clock
+) -> None:
+    """I4: one key, one branch, one folder of checkouts."""
+    started(claims)
+    twin = TICKET.model_copy(update={"board": "other"})
+    options = {"holder": "cli", "machine": "m", "node": "hive", "repository": "shop", "lease_seconds": 60.0}
+    with pytest.raises(CapacityUnavailable, match="another key"):
+        claims.seize(twin, flow_run="r2", **options)  # type: ignore[arg-type]
+    clock.move(61)
+    assert claims.seize(twin, flow_run="r2", **options).state == "running"  # type: ignore[arg-type]
+
+
 def test_a_stop_is_heard_with_the_next_heartbeat(claims: Claims) -> None:
     """RC3"""
     mine = started(claims)

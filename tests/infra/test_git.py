@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.errors import ConfigError, InfraError, InvalidOutput, Unreachable
+from infra.errors import ConfigError, DiskFull, InfraError, InvalidOutput, Unreachable
 from infra.git import Mirror, Worktree, branch_name, directory_name, ensure_bare, is_dirty
 from infra.sandbox import Bubblewrap, Limits, Sandbox, Unsandboxed
 
@@ -412,13 +412,13 @@ def test_a_session_that_was_killed_gets_its_changes_back_at_the_same_place(
     """WS3: the same session only, and only once it had begun; when it ends well, nothing is left."""
     script = (
         f"from infra.git import *\nwith Mirror(Path({str(mirror.path)!r})).worktree(Path({str(root)!r}), 't', 'c', {sha!r}, 's1') as w:"
-        "\n w.begin('start'); (w.path / 'half.py').write_text('half'); os.kill(os.getpid(), 9)"
+        f"\n w.begin({sha!r}); (w.path / 'half.py').write_text('half'); os.kill(os.getpid(), 9)"
     )
     for _ in range(2):
         dead = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2], check=False)
         assert dead.returncode == -9
         with mirror.worktree(root, "t", "c", sha, "s1") as tree:
-            assert (tree.begun, tree.read("half.py"), tree.path) == ("start", "half", root / "t/c")
+            assert (tree.begun, tree.read("half.py"), tree.path) == (sha, "half", root / "t/c")
         assert list(root.iterdir()) == []
     assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2], check=False).returncode == -9
     for other in ("s2", ""):
@@ -444,6 +444,43 @@ def test_a_session_keeps_its_changes_over_an_error_unless_there_are_none(mirror:
     (root / "t/c").symlink_to(root.parent, target_is_directory=True)
     with pytest.raises(ConfigError, match="leads out"), mirror.worktree(root, "t", "c", sha, "s1"):
         pass  # WS1: what lies there now is somewhere else
+
+
+def test_what_a_removal_that_was_killed_left_is_no_unfinished_work(mirror: Mirror, root: Path, sha: str) -> None:
+    """WS3, FM1: half of the files are gone, which would look as if the session had deleted them."""
+    script = (
+        "import shutil\nfrom infra.git import *\nremove = shutil.rmtree\n"
+        "def cut_short(path, **given):\n"
+        " if path.name == 'c' and path.parent.name == 't': (path / 'app.py').unlink(); os.kill(os.getpid(), 9)\n"
+        " remove(path, **given)\nshutil.rmtree = cut_short\n"
+        f"with Mirror(Path({str(mirror.path)!r})).worktree(Path({str(root)!r}), 't', 'c', {sha!r}, 's1') as w: w.begin({sha!r})"
+    )
+    dead = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2], check=False)
+    assert dead.returncode == -9
+    assert not (root / "t/c/app.py").exists()
+    with mirror.worktree(root, "t", "c", sha, "s1") as tree:
+        assert (tree.begun, tree.read("app.py")) == (None, "print('hello')\n")
+
+
+def test_a_session_begins_anew_when_its_mirror_was_made_anew(
+    mirror: Mirror, source: Path, root: Path, sha: str
+) -> None:
+    """WS3: without the commit that it began with nobody can tell what it changed."""
+    with suppress(KeyboardInterrupt), mirror.worktree(root, "t", "c", sha, "s1") as tree:
+        tree.begin("1" * 40)
+        raise KeyboardInterrupt
+    shutil.rmtree(mirror.path)
+    again = Mirror.open(mirror.path.parent, "project", str(source))
+    with again.worktree(root, "t", "c", sha, "s1") as tree:
+        assert tree.begun is None
+
+
+def test_a_session_that_filled_the_disk_keeps_nothing(mirror: Mirror, root: Path, sha: str) -> None:
+    """WS3: its files would keep every later run from starting."""
+    with suppress(DiskFull), mirror.worktree(root, "t", "c", sha, "s1") as tree:
+        tree.begin(sha)
+        raise DiskFull("no space left")
+    assert list(root.iterdir()) == []
 
 
 @needs_bwrap

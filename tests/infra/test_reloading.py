@@ -169,6 +169,16 @@ def test_a_command_that_uses_no_secret_needs_none_and_works_beside_a_bad_edit(
         load_settings()
 
 
+def test_a_command_without_secrets_does_not_take_a_lost_file_for_the_defaults(config: Path) -> None:
+    """CF1: `pause dispatch` would be written into another database, and stop nothing."""
+    config.write_text("seed: 5\n")
+    current_settings()
+    config.unlink()
+    loaded = settings_at_hand()
+    assert loaded.settings.seed == 5
+    assert "is gone; put it back" in (loaded.problem or "")
+
+
 def test_one_problem_is_news_once_for_all_processes_and_again_after_it_was_mended(config: Path) -> None:
     """CF1: every tick is a process of its own."""
     settings = current_settings().settings

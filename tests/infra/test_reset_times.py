@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo, available_timezones
 import pytest
 
 from infra.llm.errors import ErrorBody, reset_time
-from infra.reset_times import JUST_NOW, LONGEST_WAIT, after_seconds, from_epoch, parse_reset
+from infra.reset_times import JUST_NOW, LONGEST_WAIT, after_seconds, from_epoch, parse_reset, retry_after
 
 NOW = datetime(2026, 10, 3, 12, 0, tzinfo=UTC)  # a Saturday
 
@@ -260,3 +260,24 @@ def test_numbers_of_structured_fields_have_the_same_bounds() -> None:
     ] * 6
     assert [after_seconds(value, NOW) for value in (None, True, "30", -1, 1e12, float("nan"))] == [None] * 6
     assert from_epoch((NOW - JUST_NOW * 2).timestamp(), NOW) is None
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("90", NOW + timedelta(seconds=90)),
+        (" 1.5 ", NOW + timedelta(seconds=1.5)),
+        ("Sat, 03 Oct 2026 12:20:00 GMT", NOW + timedelta(minutes=20)),
+        ("Sat, 03 Oct 2026 14:20:00 +0200", NOW + timedelta(minutes=20)),
+        ("Sat, 03 Oct 2026 11:00:00 GMT", None),
+        ("Fri, 31 Dec 9999 23:59:59 -1200", None),
+        ("999999999", None),
+        ("-1", None),
+        ("soon", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_a_retry_after_header_is_seconds_or_a_date_or_nothing(header: str | None, expected: datetime | None) -> None:
+    found = retry_after(header, NOW)
+    assert (found, found and found.tzinfo) == (expected, expected and UTC)

@@ -205,6 +205,12 @@ def test_a_secret_that_is_empty_or_half_a_variable_is_refused_and_not_quoted(hom
     assert "BOARD" not in line
 
 
+@pytest.mark.parametrize("name", ["my node", "-x", "a/b", "é", "x" * 64, ""])
+def test_a_name_that_no_node_can_have_is_refused(home: Path, name: str) -> None:
+    """It becomes the name of a folder, of a work pool and of a pause."""
+    assert any("node" in line for line in complaints(home, f"node: '{name}'\n"))
+
+
 def test_a_wrong_shape_is_said_in_words_of_the_file(home: Path) -> None:
     lines = complaints(home, "dispatch: 5\nboards: {m: {kind: folder, path: /x, states: {queue: todo}}}\n")
     assert "line 1: dispatch: has to be `name: value` lines (got 5)" in lines[0] + lines[1]

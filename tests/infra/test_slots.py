@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import subprocess
 import sys
 import time
@@ -10,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.errors import CapacityUnavailable
-from infra.slots import slot, sole
+from infra.errors import CapacityUnavailable, ConfigError, DiskFull
+from infra.slots import file_lock, slot, sole
 
 HOLD = """
 import asyncio, sys
@@ -70,3 +72,24 @@ def test_only_one_at_a_time_and_the_second_is_told_at_once(tmp_path: Path) -> No
         pass
     with sole(tmp_path, "ticket 'a'"):
         pass
+
+
+def test_a_lock_says_where_it_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder in its place, a file in the way of its folder, and a network file system that has no locks."""
+    (tmp_path / "lock").mkdir()
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "lock", tmp_path / "file" / "lock"):
+        with pytest.raises(ConfigError, match="cannot be locked"), file_lock(place):
+            pass
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with pytest.raises(ConfigError, match="No locks available"), file_lock(tmp_path / "new" / "lock"):
+        pass
+
+
+def test_a_full_disk_under_a_lock_is_one(tmp_path: Path) -> None:
+    with pytest.raises(DiskFull), file_lock(tmp_path / "lock"):
+        raise OSError(errno.ENOSPC, "No space left on device")

@@ -21,7 +21,7 @@ from tasks.agents import blame, ending_of, prompt
 from tasks.models import Brief, Feedback, Plan, Policy, Repository, TestChange, TestReport, Ticket, WorkUnit
 from tests.flows.conftest import Factory, _prefect, factory  # noqa: F401  fixtures
 from tests.flows.test_capable_model import PLAN
-from tests.shop import ACCEPT, git, script, write_ticket
+from tests.shop import ACCEPT, BODY, git, script, write_ticket
 
 pytestmark = [
     pytest.mark.integration,
@@ -88,6 +88,15 @@ async def test_an_agent_that_did_nothing_is_no_success(factory: Factory, hire: H
     outcome = await factory.run("shop-1")
     assert outcome.decision == "REJECT"
     assert any("empty" in reason or "No test fails before" in reason for reason in outcome.reasons)
+
+
+async def test_a_session_that_dies_at_once_and_leaves_nothing_burns_nothing(factory: Factory, hire: Hire) -> None:  # noqa: F811
+    """RB8: the tests that were laid for it, here the ticket's own example, are not its work."""
+    hire("exit 1")
+    write_ticket(factory.board, "shop-1", f"{BODY}\n```python\n>>> total([100.0], 10)\n90.0\n```\n")
+    with pytest.raises(Unreachable):
+        await factory.run("shop-1")
+    assert factory.history("shop-1").attempts[-1].outcome == "infra_failed"
 
 
 async def test_a_limit_burns_nothing_and_rests_the_agent_not_the_model(factory: Factory, hire: Hire) -> None:  # noqa: F811

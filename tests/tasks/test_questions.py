@@ -52,6 +52,7 @@ def by(author: str, body: str = "Cents.", marker: str | None = None) -> Comment:
         (github(trusted_authors=["bob"]), "ann", [ASKED, by("Ann")], False),
         (github(trusted_authors=["ann"]), None, [ASKED, by("mallory")], False),
         (github(), None, [ASKED, by("Ann")], False),
+        (github(trusted_authors=["kate"]), None, [ASKED, by("\u212aate")], False),
         (github(trusted_authors=["ann"]), None, [by("Ann"), ASKED], False),
         (github(trusted_authors=["ann"]), None, [ASKED, by("Ann", " \n")], False),
         (github(trusted_authors=["ann"]), None, [ASKED, by("Ann", marker="claim")], False),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -310,6 +311,42 @@ def test_ten_thousand_closed_tickets_do_not_slow_a_look(board: FolderBoard, monk
     monkeypatch.setattr(folder, "_parse", counted)
     assert [ticket.key for ticket in board.tickets_in_states(["todo"])] == ["T-1", "T-2"]
     assert parsed == ["T-1", "T-2"]
+
+
+@pytest.mark.parametrize(
+    ("written", "state"),
+    [
+        ("state: in  progress", "in progress"),
+        ("state: in\n  progress", "in progress"),
+        ("state: in\n\n\n  progress", "in progress"),
+        ('note: "a\nstate: done\nb"', "todo"),
+        ("note: 'a\nstate: done\nb'", "todo"),
+        ("note: {a: b,\nstate: done\n}", "todo"),
+        ("labels: [a,\nstate: done\n]", "todo"),
+        ("state: todo\r", "todo"),
+    ],
+)
+def test_a_look_and_yaml_agree_about_the_state(board: FolderBoard, written: str, state: str) -> None:
+    """SM3: a ticket that YAML has in the queue is not hidden by how its state is written."""
+    _put(board, f"---\ntitle: x\n{written}\n---\n")
+    assert _one(board, "T-2").state == state
+    assert "T-2" in [ticket.key for ticket in board.tickets_in_states([state])]
+
+
+def test_a_hostile_state_holds_up_nobody(board: FolderBoard) -> None:
+    """A tick looks at every file."""
+    _put(board, f"---\ntitle: x\nstate: a{' ' * 50_000}!\n---\n")
+    began = time.monotonic()
+    board.tickets_in_states(["todo"])
+    assert time.monotonic() - began < 5
+
+
+def test_a_board_that_cannot_be_locked_says_so(board: FolderBoard) -> None:
+    """As on a disk that may only be read."""
+    (board.path / ".darkfactory" / "lock").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"lock' cannot be locked"):
+        board.move("T-1", "done")
+    assert _text(board) == FULL
 
 
 def test_an_untitled_ticket_can_be_created(board: FolderBoard) -> None:

@@ -203,6 +203,22 @@ def test_what_was_read_is_confirmed_and_never_believed(fake: FakeGitHub, answers
     assert (paid, fake.spent, len(fake.log)) == (3, 4, 9)
 
 
+def test_a_list_that_grows_by_a_page_is_not_taken_for_unchanged(fake: FakeGitHub, answers: Path) -> None:
+    """TR4: the full page is the same as before, and a 304 does not say that there is another one now."""
+    for number in range(100):
+        fake.add_issue(f"number {number}", labels=["todo"])
+
+    def look() -> int:
+        return len(GitHubBoard("gh", fake.section(), answers).tickets_in_states(["todo"]))
+
+    assert look() == 100
+    fake.add_issue("one more", labels=["todo"])
+    assert [look(), look()] == [101, 101]
+    assert [asked.status for asked in fake.log][-2:] == [304, 304]
+    fake.issues[101].state = "closed"
+    assert look() == 100
+
+
 def test_a_kept_answer_is_for_its_own_token_and_query(fake: FakeGitHub, answers: Path) -> None:
     """WS7"""
     fake.add_issue("x", labels=["todo"])
@@ -212,6 +228,9 @@ def test_a_kept_answer_is_for_its_own_token_and_query(fake: FakeGitHub, answers:
     with pytest.raises(AuthFailed):
         GitHubBoard("gh", fake.section(token="ghp_another"), answers).tickets_in_states(["todo"])
     assert GitHubBoard("gh", fake.section(), answers).tickets_in_states(["agent queue"]) == []
+    fake.token = "ghp_another"
+    assert len(GitHubBoard("gh", fake.section(), answers).tickets_in_states(["todo"])) == 1
+    assert fake.log[-1].status == 200, "what another token saw is not asked about"
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"\xff", b'{"etag": 7}'])
@@ -589,6 +608,19 @@ def test_two_processes_that_comment_at_once_leave_one_comment(fake: FakeGitHub, 
 
     board.comment("shop-1", "not routed", "route")
     assert [c["body"].partition("\n")[0] for c in fake.issues[1].comments] == ["not routed"]
+
+
+def test_a_copy_by_another_bot_is_no_twin(fake: FakeGitHub, board: GitHubBoard) -> None:
+    """WS7: to the token of an app, every bot looks like itself; bots that translate or mirror comments copy the mark."""
+    fake.login = "factory[bot]"
+    fake.add_issue("x")
+    board.comment("shop-1", "ours", "outcome")
+    fake.add_comment(1, fake.issues[1].comments[0]["body"], author="translator[bot]")
+
+    board.comment("shop-1", "ours, changed", "outcome")
+
+    assert [c["user"]["login"] for c in fake.issues[1].comments] == ["factory[bot]", "translator[bot]"]
+    assert fake.issues[1].comments[0]["body"].startswith("ours, changed")
 
 
 def test_a_pasted_mark_is_a_strangers_and_is_left_alone(fake: FakeGitHub, board: GitHubBoard) -> None:

@@ -475,6 +475,20 @@ def test_two_processes_that_comment_at_once_leave_one_comment(fake: FakeJira, bo
     assert len(fake.issues[key].comments) == 1
 
 
+def test_of_twins_of_the_same_moment_all_processes_keep_the_same_one(fake: FakeJira, board: JiraBoard) -> None:
+    """SM10: else each of two would delete the other's, and none be left. Jira does not say how it orders equal times."""
+    key = fake.add_issue("x")
+    board.comment(key, "not routed", "route")
+    fake.inject("GET /issue/ENG-1/comment", 200, {"comments": [], "total": 0})
+    fake.inject("DELETE ", 403)
+    board.comment(key, "not routed", "route")
+    first = fake.issues[key].comments[0]["id"]
+    fake.issues[key].comments.reverse()
+
+    board.comment(key, "not routed", "route")
+    assert [comment["id"] for comment in fake.issues[key].comments] == [first]
+
+
 def test_our_comments_on_a_later_page_are_found(fake: FakeJira, board: JiraBoard) -> None:
     fake.page = 2
     key = fake.add_issue("x")
