@@ -15,6 +15,7 @@ import pytest
 from psycopg import sql
 
 from deployments.engine import HOST, end_group, free_port, start_server, wait_for_server
+from infra import redaction
 from infra.database import Database
 from infra.postgres import ensure_postgres, stop_postgres
 from infra.settings import Settings
@@ -27,6 +28,14 @@ def _leaks_show_where_they_were_made() -> Iterator[None]:
     """A socket or file nobody closed warns when it is collected, which may be in another file's test, or never."""
     yield
     gc.collect()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _secrets_are_forgotten() -> Iterator[None]:
+    """What settings of one file's tests call a secret is an ordinary word in the next one's."""
+    before = redaction._remembered
+    yield
+    redaction._remembered = before
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -181,7 +181,7 @@ class FolderForge:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """One writer at a time, of all processes: none takes back what another has just written."""
-        with file_lock(self.folder / ".lock"):
+        with file_lock(self.folder.with_name(f"{self.folder.name}.lock")):
             yield
 
     def _save(self, saved: _Saved) -> None:

@@ -65,6 +65,7 @@ async def test_a_flow_that_was_taken_from_the_table_is_not_started_any_more(
             assert {each["entrypoint"] for each in there} == {each.entrypoint for each in wanted}
 
 
+@pytest.mark.slow
 async def test_what_others_put_into_a_pool_of_ours_stays(api: httpx.Client, settings: Settings) -> None:
     """Many people's flows are in a file named flows.py; and no number of them hides what is left over of ours."""
     pool = pool_name(f"n-{uuid4().hex[:8]}")

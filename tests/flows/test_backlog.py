@@ -79,6 +79,7 @@ async def test_the_bug_hunter_makes_tickets_of_what_tools_prove_and_asks_no_smal
     assert (again.known, again.made) == (2, 0)
 
 
+@pytest.mark.slow
 async def test_a_capable_model_may_suspect_a_bug_and_only_a_red_test_makes_a_ticket(
     shop: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

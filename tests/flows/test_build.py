@@ -206,6 +206,7 @@ def packed(factory: Factory, built: Built) -> dict[str, bytes]:
         return {name: file.read() for name, file in members.items() if file}
 
 
+@pytest.mark.slow
 async def test_a_specification_becomes_repository_branch_archive_ticket_and_draft(
     capable: Factory, tmp_path: Path
 ) -> None:

@@ -53,6 +53,7 @@ def members(found: Iterable[dict[str, Any]]) -> set[tuple[str, int]]:
     return {(sheet["role"], sheet["index"]) for sheet in found}
 
 
+@pytest.mark.slow
 async def test_effort_five_is_thirteen_roles_with_a_sheet_each_on_one_shared_prefix(capable: Factory) -> None:
     capable.model.rules = story(LARGE, 5)
 

@@ -415,6 +415,7 @@ async def test_a_node_without_the_repository_gives_the_ticket_back_with_the_reas
     assert "repository 'shop' is neither a path nor configured" in claim.reason
 
 
+@pytest.mark.slow
 async def test_after_three_failures_it_is_over_and_an_edit_starts_anew(night: Night) -> None:
     """RB7, I6: three attempts that the ticket caused, each said on it, then none until a person acts."""
     from tasks import services

@@ -83,6 +83,7 @@ async def test_an_accepted_run_leaves_the_call_that_wrote_its_change(factory: Fa
     assert kept(factory, "preferences") == []
 
 
+@pytest.mark.slow
 async def test_a_change_that_was_sent_back_becomes_a_pair_with_the_accepted_one(factory: Factory) -> None:
     factory.model.rules = script(coder=(WRONG, WRONG, RIGHT))
     write_ticket(factory.board, "shop-1")
@@ -132,6 +133,7 @@ async def test_a_run_that_is_repeated_after_a_fault_leaves_one_example_though_it
     assert len(kept(factory, "chat")) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opted_out", ["LEARNING", "REPOSITORIES"])
 async def test_nothing_is_kept_of_a_repository_that_opted_out(
     factory: Factory, monkeypatch: pytest.MonkeyPatch, opted_out: str

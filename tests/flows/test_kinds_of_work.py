@@ -69,6 +69,7 @@ async def test_a_ticket_for_documentation_brings_no_code_in(capable: Factory) ->
     assert capable.pull_request("docs-2") is None
 
 
+@pytest.mark.slow
 async def test_a_ticket_for_tests_becomes_a_pull_request_once_they_can_fail(capable: Factory) -> None:
     """The first test asserts nothing; the judge says so, and the next round goes on from it."""
     path = "tests/test_cheapest.py"

@@ -104,6 +104,7 @@ def forge(factory: Factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         yield Forge(factory, github, bare, monkeypatch)
 
 
+@pytest.mark.slow
 async def test_a_failed_check_is_fed_back_mended_and_pushed_on_top(forge: Forge) -> None:
     """T15, WS8: what CI printed reaches the coder between marks, and the branch only grows."""
     number = await forge.open()
@@ -231,6 +232,7 @@ async def test_proof_is_attached_once_for_each_commit(forge: Forge) -> None:
     assert len(forge.said(number)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("policy", "merged"), [("never", False), ("when-green", True), ("when-approved", False)])
 async def test_it_merges_only_where_the_policy_says_so(forge: Forge, policy: str, merged: bool) -> None:
     """T15; the ticket is done when its pull request is."""

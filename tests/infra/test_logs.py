@@ -160,4 +160,5 @@ def test_a_full_disk_a_closed_stderr_or_a_wrong_line_never_stops_who_logs(tmp_pa
         done = subprocess.run(
             [sys.executable, "-c", DEAD], cwd=ROOT, stdout=subprocess.PIPE, stderr=full, text=True, timeout=60, check=False
         )  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, "scheduled\n")
+    assert done.stdout == "scheduled\n"
+    assert done.returncode in (0, 120), "120 is Python's word for a stream that could not be flushed at the very end"

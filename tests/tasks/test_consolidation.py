@@ -211,6 +211,7 @@ class Dying(Memory):
         super().write(writing)
 
 
+@pytest.mark.slow
 async def test_a_kill_between_any_two_writings_leaves_a_rerun_that_finishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """M3."""
     monkeypatch.setenv("DARKFACTORY_MEMORY", json.dumps({"embedder": "bm25", "search_seconds": 30}))

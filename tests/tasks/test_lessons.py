@@ -324,6 +324,7 @@ def total(prices, discount=0):
 AS_TOLD = NATURAL.replace("(1 - float(discount) / 100)", "(100 - discount) / 100")
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 @pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning")
 async def test_the_fourth_ticket_is_told_what_three_were_refused_for(
