@@ -203,6 +203,10 @@ async def test_cancelling_ends_the_session_and_removes_its_folder(worktree: Path
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
+    for _ in range(40):  # a process that is told to die while it starts needs the kernel's time for it
+        if not alive(word):
+            break
+        await asyncio.sleep(0.05)
     assert (alive(word), left(tmp_path)) == (False, [])
 
 
