@@ -24,6 +24,7 @@ def killed(database_url: str, *arguments: str) -> dict[str, int]:
     return {name: int(number) for name, number in re.findall(r"'(\w+)': (\d+)", done.stdout)}
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 @pytest.mark.timeout(300)
 def test_killed_between_all_stages_a_repair_that_does_not_help_ends_in_the_old_release(empty_database_url: str) -> None:

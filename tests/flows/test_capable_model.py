@@ -45,6 +45,7 @@ CODER = (
 )
 
 
+@pytest.mark.slow
 async def test_it_codes_with_tools_and_its_judge_can_ask_for_another_round(
     factory: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

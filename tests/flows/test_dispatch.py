@@ -439,6 +439,7 @@ async def test_after_three_failures_it_is_over_and_an_edit_starts_anew(night: Ni
     assert await night.work() == ["ACCEPT"]
 
 
+@pytest.mark.slow
 async def test_dispatch_pauses_itself_when_nearly_all_launches_die_at_once_and_one_probe_reopens_it(
     night: Night, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,6 +109,7 @@ async def test_tickets_that_wait_for_people_or_for_each_other_cost_no_calls_eith
     assert look(night)[0] == [f"shop-{asking[0]}"]
 
 
+@pytest.mark.slow
 async def test_an_issue_becomes_work_once_however_often_it_is_looked_at(night: Night, github: FakeGitHub) -> None:
     """SM10, SM11: claimed on the issue first; then its state label moves with the work."""
     await night.join(slots=2)

@@ -96,6 +96,7 @@ async def run(run_id: str) -> Ran:
     return await run_playbook(run_id, suspend=False)
 
 
+@pytest.mark.slow
 async def test_an_approved_playbook_runs_its_steps_in_order_and_verifies_them(yard: Yard) -> None:
     yard.commit(THREE + 'verify: grep -q up "$STATE/$service.status"\n')
     with pytest.raises(ConfigError, match="waits for approval"):

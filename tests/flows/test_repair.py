@@ -42,6 +42,7 @@ def works(
         services.close()
 
 
+@pytest.mark.slow
 async def test_agents_mend_a_failure_that_recurs_and_their_change_is_released(works: Works) -> None:
     from flows.repair import repair_factory, repair_here
 

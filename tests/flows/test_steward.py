@@ -129,6 +129,7 @@ async def test_a_failed_check_is_fed_back_mended_and_pushed_on_top(forge: Forge)
     assert "wait" in (await forge.look())["shop:agent/shop-1"]
 
 
+@pytest.mark.slow
 async def test_a_reviewers_remark_is_answered_once_and_a_strangers_never(forge: Forge) -> None:
     number = await forge.open()
     before = forge.head()
@@ -175,6 +176,7 @@ async def test_used_up_rounds_park_it_once_and_a_person_grants_one_more(forge: F
     assert forge.row().extra == 2
 
 
+@pytest.mark.slow
 async def test_a_persons_commit_is_never_overwritten(forge: Forge) -> None:
     number = await forge.open()
     mine = forge.commit(BRANCH, "NOTES.md", "mine\n")

@@ -51,6 +51,7 @@ def sheets(factory: Factory, kind: str) -> str:
     return "\n".join(path.read_text() for path in found)
 
 
+@pytest.mark.slow
 async def test_a_claim_without_evidence_reaches_neither_people_nor_the_pull_request(capable: Factory) -> None:
     """T14: refused in a question, in the coder's words and in a finding; shown on the sheets. A4: the grants are shown."""
     capable.model.rules = script(

@@ -105,6 +105,7 @@ async def test_running_it_again_asks_nothing_and_leaves_the_same_pull_request(fa
     assert second.usage == first.usage
 
 
+@pytest.mark.slow
 async def test_a_commit_that_was_kept_in_a_mirror_which_is_gone_is_made_anew(factory: Factory) -> None:
     write_ticket(factory.board, "shop-1")
     first = await factory.run("shop-1")
