@@ -205,10 +205,10 @@ def _retry_after(headers: Mapping[str, str], now: datetime) -> datetime | None:
     if (seconds := _number(value)) is not None:
         return _after(seconds, now)
     try:
-        moment = parsedate_to_datetime(value)
-    except ValueError:
+        moment = _aware(parsedate_to_datetime(value))
+    except (ValueError, OverflowError):
         return None
-    return _after((_aware(moment) - now).total_seconds(), now)
+    return _after((moment - now).total_seconds(), now)
 
 
 LIMIT_HEADER = re.compile(r"(?P<family>(?:x-ratelimit|anthropic-ratelimit).*?)-?reset(?P<kind>-[a-z-]+)?$")
@@ -238,7 +238,7 @@ def _moment(value: str, now: datetime) -> datetime | None:
         return _after(seconds, now)
     try:
         return _aware(datetime.fromisoformat(value))
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

@@ -361,7 +361,9 @@ async def test_a_usage_window_is_waited_for_even_under_status_400(connect: Any, 
     assert raised.reset_at == datetime(2026, 12, 1, tzinfo=UTC)
 
 
-@pytest.mark.parametrize("value", ["soon", "-5", "1e999", "99999999999999", "Wed, 99 Foo 2026"])
+@pytest.mark.parametrize(
+    "value", ["soon", "-5", "1e999", "99999999999999", "Wed, 99 Foo 2026", "Fri, 31 Dec 9999 23:59:59 -1200"]
+)
 async def test_a_nonsense_wait_is_no_wait(connect: Any, ask: Any, value: str) -> None:
     raised = await fail(connect, ask, status(429, retry_after=value))
     assert isinstance(raised, RateLimited)
