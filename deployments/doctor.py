@@ -6,7 +6,6 @@ import asyncio
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -293,6 +292,7 @@ def _board(name: str, section: BoardSection) -> str:
 def _webhooks(settings: Settings) -> str:
     """Whether `up` can listen, and which boards have to wait for the next tick because nobody may announce their tickets."""
     from deployments.engine import read_record
+    from deployments.gateway import listen
 
     where, record = settings.webhooks, read_record(settings.root)
     address = f"{where.host}:{where.port}"
@@ -300,20 +300,11 @@ def _webhooks(settings: Settings) -> str:
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(where.host, where.host)  # noqa: S104  where it listens
         _asked(f"http://{host}:{where.port}/health")
     else:
-        _can_listen(where.host, where.port)
+        listen(where.host, where.port).close()
     kinds = dict.fromkeys(b.kind for b in settings.all_boards.values() if not isinstance(b, FolderBoardSection))
     silent = [f"`webhooks.{kind}_secret`" for kind in kinds if not getattr(where, f"{kind}_secret")]
     polled = f"; without {', '.join(silent)}, boards are read every {settings.dispatch.every_seconds:.0f} s only"
     return f"received at {address}{polled if silent else ''}"
-
-
-def _can_listen(host: str, port: int) -> None:
-    try:
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(
-            f"webhooks cannot be received at {host}:{port}: {error}; change `webhooks.port` or `webhooks.host`"
-        ) from None
 
 
 def _repository(name: str, known: RepositorySection) -> str:

@@ -129,16 +129,17 @@ async def serve(
         repositories=settings.repositories,
         more=more,
     )
-    with _listening(settings.webhooks.host, settings.webhooks.port) as listener:
+    with listen(settings.webhooks.host, settings.webhooks.port) as listener:
         await _run(app, listener, stop)
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """Where webhooks arrive. Raises ConfigError for an address that cannot be had."""
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, UnicodeError) as error:
         raise ConfigError(
-            f"webhooks cannot be received at {host}:{port}: {error}; change webhooks.host or webhooks.port in factory.yaml"
+            f"webhooks cannot be received at {host}:{port}: {error}; change `webhooks.port` or `webhooks.host` in factory.yaml"
         ) from None
     # connections inherit it; without, each answer's second packet waits 40 ms for the sender's acknowledgement
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
