@@ -68,7 +68,8 @@ class ClaimTable(Table):
 
 class Claim(Row):
     """A claim as it was read. `machine` is where its holder's kernel lock lives; `content` the ticket's text at that time;
-    `assignee` whose ticket it was when it had settled at work (nobody's: empty; not seen yet: None); `moved`: the board was seen to have taken the state the factory set at the end."""
+    `assignee` whose ticket it was when it had settled at work (nobody's: empty; not seen yet: None); `moved`: the board was
+    seen to have taken the state the factory set at the end."""
 
     board: str
     ticket: str

@@ -698,12 +698,10 @@ async def check_configuration() -> str | None:
 
 def _told_configuration() -> str | None:
     settings, problem = services.settings(), services.config_problem()
-    if problem is not None:
-        _log.warning("outcome=not-launched reason=%r", problem)
-    if (
-        is_news(settings, problem)
-        and problem
-        and notify(settings.notify, "factory.yaml is not valid", problem, key="config")
-    ):
+    is_new = is_news(settings, problem)
+    if problem is None:
+        return None
+    _log.warning("outcome=not-launched reason=%r", problem)
+    if is_new and notify(settings.notify, "factory.yaml is not valid", problem, key="config"):
         was_told(settings, problem)
     return problem
